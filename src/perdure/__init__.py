@@ -1,0 +1,78 @@
+"""perdure: durable workflows in Python, with PostgreSQL as the only orchestrator."""
+
+from perdure.app import App
+from perdure.authoring.context import current
+from perdure.authoring.primitives import now, random, run_step, uuid4
+from perdure.authoring.steps import Step, step
+from perdure.authoring.workflows import Invocation, Workflow, workflow
+from perdure.client import Client, Start
+from perdure.codec import Codec
+from perdure.errors import (
+    ConfigurationError,
+    DatabaseUnavailable,
+    DuplicateName,
+    InvalidArguments,
+    KeyConflict,
+    NotInWorkflow,
+    PerdureError,
+    RecoveryLimitExceeded,
+    ReplayMismatch,
+    ResultTimeout,
+    SchemaError,
+    SerializationError,
+    StepFailed,
+    StepTimeout,
+    UnknownWorkflow,
+    WorkflowCancelled,
+    WorkflowFailed,
+    WorkflowNotFound,
+    WrongPlace,
+)
+from perdure.handle import Handle
+from perdure.model.records import StepInfo, WorkflowInfo
+from perdure.model.retry import Retry, RetryAfter
+from perdure.model.statuses import Status
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "App",
+    "Client",
+    "Codec",
+    "ConfigurationError",
+    "DatabaseUnavailable",
+    "DuplicateName",
+    "Handle",
+    "InvalidArguments",
+    "Invocation",
+    "KeyConflict",
+    "NotInWorkflow",
+    "PerdureError",
+    "RecoveryLimitExceeded",
+    "ReplayMismatch",
+    "ResultTimeout",
+    "Retry",
+    "RetryAfter",
+    "SchemaError",
+    "SerializationError",
+    "Start",
+    "Status",
+    "Step",
+    "StepFailed",
+    "StepInfo",
+    "StepTimeout",
+    "UnknownWorkflow",
+    "Workflow",
+    "WorkflowCancelled",
+    "WorkflowFailed",
+    "WorkflowInfo",
+    "WorkflowNotFound",
+    "WrongPlace",
+    "current",
+    "now",
+    "random",
+    "run_step",
+    "step",
+    "uuid4",
+    "workflow",
+]

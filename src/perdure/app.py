@@ -1,0 +1,238 @@
+"""The app: a client that knows the code. It declares or collects workflows, and makes workers."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import timedelta
+from typing import Any, Concatenate, ParamSpec, Protocol, overload
+
+from typing_extensions import TypeVar
+
+from perdure.authoring.steps import Step, Transaction
+from perdure.authoring.workflows import Workflow, WorkflowDecorator
+from perdure.blocking import BlockingApp
+from perdure.client import Client
+from perdure.codec import ANY, Codec, shape
+from perdure.failures import Catalogue
+from perdure.model.keys import check_name
+from perdure.model.retry import Retry
+from perdure.registry import Registry
+from perdure.worker import Program, Worker, WorkerOptions
+
+P = ParamSpec("P")
+R = TypeVar("R")
+C = TypeVar("C")
+C_co = TypeVar("C_co", covariant=True)
+
+
+class TransactionDecorator(Protocol[C_co]):
+    """What `app.transaction(...)` gives: applied to an `async def` whose first parameter is the connection."""
+
+    def __call__(self, fn: Callable[Concatenate[C_co, P], Coroutine[Any, Any, R]], /) -> Step[P, R]: ...  # type: ignore[misc]
+
+
+class JobDecorator(Protocol):
+    """What `@app.job(...)` gives: applied to an `async def` or a `def`."""
+
+    @overload
+    def __call__(self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> Workflow[P, R]: ...
+    @overload
+    def __call__(self, fn: Callable[P, R], /) -> Workflow[P, R]: ...
+
+
+class App(Client):
+    """A client that knows the code.
+
+    Args:
+        name: What its workers are called.
+        include: Modules, their names, or workflows, to be collected at first use.
+        errors: Classes of errors that callers and workflows get as themselves.
+        database_url: A PostgreSQL URL. None: `PERDURE_DATABASE_URL`, else the embedded server.
+        schema: The schema that holds perdure's tables; two apps in one database don't meet if theirs differ.
+        codec: Stands between payloads and the database: compression, encryption.
+        version: The version of this code; by default a hash of it.
+    """
+
+    def __init__(
+        self,
+        name: str = "app",
+        /,
+        *,
+        include: Iterable[Any] = (),
+        errors: Iterable[type[Exception]] = (),
+        database_url: str | None = None,
+        schema: str = "perdure",
+        codec: Codec | None = None,
+        version: str | None = None,
+    ) -> None:
+        super().__init__(database_url, schema=schema)
+        self.name = check_name("app", name)
+        self._registry = Registry(include, errors)
+        self._codec = codec
+        self._version = version
+
+    # --- declaring -------------------------------------------------------------------------------------------------
+
+    @overload
+    def workflow(self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> Workflow[P, R]: ...
+    @overload
+    def workflow(self, *, name: str = ..., queue: str = "default", version: str = ...) -> WorkflowDecorator: ...
+    def workflow(self, fn: Callable[..., Any] | None = None, /, **options: Any) -> Any:
+        """Declare a workflow of this app; the options are those of `perdure.workflow`.
+
+        Raises:
+            DuplicateName: Another function of the app has its name.
+        """
+
+        def declare(fn: Callable[..., Any]) -> Workflow[..., Any]:
+            declared: Workflow[..., Any] = Workflow(fn, **options)
+            self._registry.add(declared)
+            return declared
+
+        return declare if fn is None else declare(fn)
+
+    @overload
+    def job(self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> Workflow[P, R]: ...
+    @overload
+    def job(self, fn: Callable[P, R], /) -> Workflow[P, R]: ...
+    @overload
+    def job(
+        self,
+        *,
+        name: str = ...,
+        retry: Retry | None = None,
+        queue: str = "default",
+        timeout: timedelta | None = None,
+    ) -> JobDecorator: ...
+    def job(
+        self,
+        fn: Callable[..., Any] | None = None,
+        /,
+        *,
+        name: str | None = None,
+        retry: Retry | None = None,
+        queue: str = "default",
+        timeout: timedelta | None = None,
+    ) -> Any:
+        """Declare a workflow whose body is one step, `def` or `async def`.
+
+        Args:
+            name: What its rows are called; by default the function's name.
+            retry: When it is tried again; None: one attempt.
+            queue: Where it waits unless a start says otherwise.
+            timeout: How long one attempt may take.
+        """
+
+        def declare(fn: Callable[..., Any]) -> Workflow[..., Any]:
+            step: Step[..., Any] = Step(fn, name=name, retry=retry, timeout=timeout)
+
+            @functools.wraps(fn)
+            async def body(*args: Any, **kwargs: Any) -> Any:
+                return await step(*args, **kwargs)
+
+            declared: Workflow[..., Any] = Workflow(body, name=name, queue=queue)
+            self._registry.add(declared)
+            return declared
+
+        return declare if fn is None else declare(fn)
+
+    def transaction(
+        self,
+        *,
+        using: Callable[[], AbstractAsyncContextManager[C]],
+        isolation: str | None = None,
+        retry: Retry | None = None,
+        name: str | None = None,
+    ) -> TransactionDecorator[C]:
+        """Declare a step whose writes and checkpoint commit together, so that it takes effect exactly once.
+
+        Args:
+            using: Makes a psycopg connection to the app's database: `pool.connection`, for instance. It is the
+                function's first argument; callers don't pass it. perdure begins and commits the transaction.
+            isolation: "read committed", "repeatable read" or "serializable"; None: the connection's default.
+            retry: When it is tried again after an error; conflicts between transactions are repeated anyway.
+            name: What its checkpoints are called; by default the function's name.
+        """
+
+        def declare(fn: Callable[..., Any]) -> Any:
+            return Step(fn, name=name, retry=retry, transaction=Transaction(using=using, isolation=isolation))
+
+        return declare
+
+    # --- running ---------------------------------------------------------------------------------------------------
+
+    def worker(
+        self,
+        *,
+        queues: Iterable[str] | None = None,
+        concurrency: int = 100,
+        lease: timedelta = timedelta(seconds=10),
+        grace: timedelta = timedelta(seconds=20),
+    ) -> AbstractAsyncContextManager[Worker]:
+        """A worker in this process: `async with app.worker(): ...`. When the block ends, it hands over what is left.
+
+        Args:
+            queues: The queues that it serves; None: all.
+            concurrency: How many workflows run at the same time, at most.
+            lease: How long it may go unheard before others take over.
+            grace: How long steps may go on when it stops.
+        """
+        options = WorkerOptions(
+            queues=None if queues is None else tuple(queues), concurrency=concurrency, lease=lease, grace=grace
+        )
+        return self._worker(options)
+
+    @asynccontextmanager
+    async def _worker(self, options: WorkerOptions) -> AsyncIterator[Worker]:
+        worker = Worker(self.session(), self._program_of_code(), options)
+        await worker.start()
+        try:
+            yield worker
+        finally:
+            await worker.stop()
+
+    def _program_of_code(self) -> Program:
+        return Program(
+            app=self.name,
+            version=self.version,
+            workflows=self._registry.workflows,
+            catalogue=self.catalogue,
+            codec=self.codec,
+        )
+
+    @functools.cached_property
+    def blocking(self) -> BlockingApp:
+        """The same verbs without `await`, for code without an event loop (Django, Flask, scripts)."""
+        return BlockingApp(self)
+
+    # --- what it knows ---------------------------------------------------------------------------------------------
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """The classes of errors that can be raised as themselves."""
+        return self._registry.catalogue
+
+    @property
+    def codec(self) -> Codec | None:
+        """What stands between payloads and the database."""
+        return self._codec
+
+    @property
+    def version(self) -> str:
+        """The version of this code."""
+        if self._version is None:
+            self._version = self._registry.version
+        return self._version
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of its workflows, sorted."""
+        return tuple(sorted(self._registry.workflows))
+
+    def _result_shape(self, name: str, workflow: Workflow[..., Any] | str | None) -> Any:
+        if isinstance(workflow, Workflow):
+            return workflow.shape
+        known = self._registry.workflows.get(name)
+        return known.shape if known is not None else shape(ANY)

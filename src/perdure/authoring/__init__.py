@@ -1,0 +1,1 @@
+"""What the author of a workflow imports: decorators and primitives, and nothing that does I/O."""

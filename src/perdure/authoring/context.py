@@ -1,0 +1,88 @@
+"""Where code is running: the one thing that authoring and engine share.
+
+The engine puts a `Context` into the context variable before it runs a workflow's code or a step's body; decorators and
+primitives find it there. Tasks inherit it, as asyncio's contexts go; the engine's task factory gives each its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from contextvars import ContextVar
+from datetime import datetime
+from typing import Any, Protocol
+from uuid import UUID
+
+from perdure.errors import NotInWorkflow
+
+
+class Current(Protocol):
+    """Where this code is running.
+
+    Attributes:
+        id: The workflow.
+        name: Its name; in a step, the step's.
+        attempt: Which try this is: 1, 2, ...
+        deadline: When the workflow must have ended, or None.
+        idempotency_key: In a step, the same for all its attempts; in a workflow, its id.
+        replaying: Checkpoints are being served: what happens now has happened before.
+        logger: A logger that names workflow and step, and is silent while replaying.
+    """
+
+    @property
+    def id(self) -> UUID: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def attempt(self) -> int: ...
+    @property
+    def deadline(self) -> datetime | None: ...
+    @property
+    def idempotency_key(self) -> str: ...
+    @property
+    def replaying(self) -> bool: ...
+    @property
+    def logger(self) -> Any: ...
+
+    def check(self) -> None:
+        """In a `def` step: raise if the attempt was cancelled or timed out."""
+        ...
+
+
+class Context(Current, Protocol):
+    """What the engine offers to the code that it runs."""
+
+    def call(self, step: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Coroutine[Any, Any, Any]:
+        """A call of a step: recorded in a workflow, direct in a step."""
+        ...
+
+    def time(self) -> str:
+        """The database's time, in ISO format."""
+        ...
+
+    def value(self, name: str, make: Callable[[], Any]) -> Any:
+        """A JSON value made once, and recorded: on replay it is what it was."""
+        ...
+
+
+CURRENT: ContextVar[Context | None] = ContextVar("perdure", default=None)
+
+
+def current() -> Current:
+    """The workflow or step in which this code runs.
+
+    Raises:
+        NotInWorkflow: It runs in neither.
+    """
+    return required("current()", "call it inside a workflow or a step")
+
+
+def required(what: str, advice: str = "call it inside a workflow function") -> Context:
+    """The context, for a primitive that can't do without.
+
+    Raises:
+        NotInWorkflow: There is none.
+    """
+    context = CURRENT.get()
+    if context is None:
+        raise NotInWorkflow(what, advice)
+    return context

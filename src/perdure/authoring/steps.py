@@ -1,0 +1,210 @@
+"""`@step`: a function whose outcome is recorded, so that it isn't called again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import inspect
+from collections.abc import Callable, Coroutine
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Concatenate, Generic, Literal, Never, ParamSpec, Protocol, TypeVar, cast, overload
+
+from perdure.authoring.context import CURRENT
+from perdure.codec import Shape, result_shape
+from perdure.model.keys import check_name
+from perdure.model.retry import Retry
+
+P = ParamSpec("P")
+R = TypeVar("R")
+S = TypeVar("S")
+Match = Literal["args", "name"]
+
+
+class _Unset:
+    """Stands for an option that wasn't given, where None means something."""
+
+
+UNSET = _Unset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transaction:
+    """What makes a step transactional: its connection comes from here, as its first argument.
+
+    Attributes:
+        using: Makes a connection to the app's database, as an async context manager; `pool.connection`, for instance.
+        isolation: The isolation level ("serializable", ...); None: the connection's default.
+    """
+
+    using: Callable[[], AbstractAsyncContextManager[Any]]
+    isolation: str | None = None
+
+
+class Step(Generic[P, R]):
+    """A checkpointed call: inside a workflow its outcome is recorded, elsewhere it is a plain call.
+
+    Attributes:
+        name: What its checkpoints are called.
+        fn: The undecorated function.
+    """
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        *,
+        name: str | None = None,
+        retry: Retry | None = None,
+        timeout: timedelta | None = None,
+        raises: tuple[type[Exception], ...] = (),
+        match: Match = "args",
+        pure: bool = False,
+        transaction: Transaction | None = None,
+    ) -> None:
+        if not callable(fn):
+            raise TypeError(f"@step takes a function, not {type(fn).__name__}; write @step or @step(name=...)")
+        if inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
+            raise TypeError(f"step {_name_of(fn)!r} is a generator; a step returns one value, so collect it in a list")
+        if timeout is not None and timeout <= timedelta(0):
+            raise ValueError(f"timeout={timeout} of step {_name_of(fn)!r} leaves no time; use more than 0")
+        functools.update_wrapper(self, fn)
+        self.fn: Callable[P, Any] = fn
+        self.name = check_name("step", name or _name_of(fn))
+        self.retry = retry
+        self.timeout = timeout
+        self.raises = raises
+        self.match = match
+        self.pure = pure
+        self.transaction = transaction
+        self.is_async = inspect.iscoroutinefunction(fn)
+
+    @functools.cached_property
+    def shape(self) -> Shape:
+        """How its result becomes JSON, by its return annotation."""
+        return result_shape(self.fn)
+
+    @functools.cached_property
+    def parameters(self) -> tuple[str, ...]:
+        """The names of the parameters that a positional argument can go to."""
+        kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        try:
+            signature = inspect.signature(self.fn)
+        except (TypeError, ValueError):
+            return ()
+        names = tuple(name for name, parameter in signature.parameters.items() if parameter.kind in kinds)
+        return names if self.transaction is None else names[1:]
+
+    @functools.cached_property
+    def where(self) -> str:
+        """What its result is called in an error."""
+        return f"the result of step {self.name!r}"
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[object, Never, R]:
+        context = CURRENT.get()
+        call = direct(self, args, kwargs) if context is None else context.call(self, args, kwargs)
+        return cast("Coroutine[object, Never, R]", call)
+
+    def with_options(
+        self,
+        *,
+        retry: Retry | _Unset | None = UNSET,
+        timeout: timedelta | _Unset | None = UNSET,
+        name: str | None = None,
+    ) -> Step[P, R]:
+        """The same step with some options replaced."""
+        return Step(
+            self.fn,
+            name=name or self.name,
+            retry=self.retry if isinstance(retry, _Unset) else retry,
+            timeout=self.timeout if isinstance(timeout, _Unset) else timeout,
+            raises=self.raises,
+            match=self.match,
+            pure=self.pure,
+            transaction=self.transaction,
+        )
+
+    @overload
+    def __get__(self, instance: None, owner: type[Any]) -> Step[P, R]: ...
+    @overload
+    def __get__(self: Step[Concatenate[S, P], R], instance: S, owner: type[Any] | None = ...) -> Step[P, R]: ...
+    def __get__(self, instance: Any, owner: type[Any] | None = None) -> Any:
+        """On an instance: the step with that instance as its first argument."""
+        if instance is None:
+            return self
+        bound = self.with_options()
+        bound.fn = cast("Any", functools.partial(self.fn, instance))
+        bound.is_async = self.is_async
+        bound.__dict__["shape"] = self.shape
+        return bound
+
+    def __repr__(self) -> str:
+        return f"<step {self.name}>"
+
+
+def direct(step: Step[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Coroutine[Any, Any, Any]:
+    """The call without a workflow around it: no checkpoint, no retry; a `def` step runs in a thread all the same."""
+    if step.transaction is not None:
+        return _in_transaction(step.transaction, step.fn, args, kwargs)
+    if step.is_async:
+        return cast("Coroutine[Any, Any, Any]", step.fn(*args, **kwargs))
+    return _in_thread(step.fn, args, kwargs)
+
+
+async def _in_thread(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    context = contextvars.copy_context()
+    value = await asyncio.to_thread(context.run, functools.partial(fn, *args, **kwargs))
+    return await value if inspect.isawaitable(value) else value
+
+
+async def _in_transaction(
+    transaction: Transaction, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    async with transaction.using() as connection, connection.transaction():
+        return await fn(connection, *args, **kwargs)
+
+
+def _name_of(fn: Callable[..., Any]) -> str:
+    return str(getattr(fn, "__name__", type(fn).__name__))
+
+
+class StepDecorator(Protocol):
+    """What `@step(...)` gives: applied to an `async def` or a `def`."""
+
+    @overload
+    def __call__(self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> Step[P, R]: ...
+    @overload
+    def __call__(self, fn: Callable[P, R], /) -> Step[P, R]: ...
+
+
+@overload
+def step(fn: Callable[P, Coroutine[Any, Any, R]], /) -> Step[P, R]: ...
+@overload
+def step(fn: Callable[P, R], /) -> Step[P, R]: ...
+@overload
+def step(
+    *,
+    name: str = ...,
+    retry: Retry | None = None,
+    timeout: timedelta | None = None,
+    raises: tuple[type[Exception], ...] = (),
+    match: Match = "args",
+    pure: bool = False,
+) -> StepDecorator: ...
+def step(fn: Callable[..., Any] | None = None, /, **options: Any) -> Any:
+    """Make a function a step: inside a workflow its outcome is recorded once, and replayed from then on.
+
+    A `def` runs in a thread; both are awaited.
+
+    Args:
+        name: What its checkpoints are called; by default the function's name.
+        retry: When it is tried again; None: one attempt.
+        timeout: How long one attempt may take (`StepTimeout`).
+        raises: Errors that the workflow's code gets as themselves.
+        match: "args": a replay with other arguments is an error; "name": arguments may differ.
+        pure: It has no effects, so it needn't wait until what came before it is durable.
+    """
+    if fn is not None:
+        return Step(fn, **options)
+    return functools.partial(Step, **options)

@@ -1,0 +1,152 @@
+"""`@workflow`: a function that goes on after a crash; called, it makes an invocation that a verb can start."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import warnings
+from collections.abc import Callable, Coroutine, Generator
+from typing import Any, Generic, NoReturn, ParamSpec, Protocol, overload
+
+from typing_extensions import TypeVar
+
+from perdure.authoring.context import CURRENT
+from perdure.codec import Shape, result_shape
+from perdure.errors import WrongPlace
+from perdure.model.keys import check_name
+from perdure.parameters import Parameters, dump_untyped
+
+P = ParamSpec("P")
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True, default=Any)
+
+
+class Invocation(Coroutine[Any, Any, R_co]):
+    """A workflow called with its arguments: give it to a verb (`app.start`, `app.run`, ...).
+
+    It is a coroutine to asyncio and to type checkers. One that no verb ever gets warns when it is thrown away.
+    """
+
+    def __init__(self, name: str, /, *args: Any, **kwargs: Any) -> None:
+        self.name = name
+        self.args = args
+        self.kwargs = kwargs
+        self.workflow: Workflow[..., Any] | None = None
+        self._used = False
+
+    def input(self, limit: int) -> str:
+        """The arguments as JSON, checked against the signature where it is known; the invocation counts as used."""
+        self._used = True
+        if self.workflow is None:
+            return dump_untyped(self.name, self.args, self.kwargs, limit)
+        return self.workflow.parameters.dump(self.args, self.kwargs, limit)
+
+    def send(self, value: Any, /) -> NoReturn:
+        self._refuse()
+
+    def throw(self, *exc: Any) -> NoReturn:
+        self._refuse()
+
+    def close(self) -> None:
+        """Nothing is open."""
+        self._used = True
+
+    def __await__(self) -> Generator[Any, Any, R_co]:
+        self._refuse()
+
+    def _refuse(self) -> NoReturn:
+        self._used = True
+        if CURRENT.get() is None:
+            raise WrongPlace(
+                f"workflow {self.name!r} was awaited outside a workflow; use app.run(...) or app.start(...)"
+            )
+        raise WrongPlace(
+            f"workflow {self.name!r} was awaited inside a workflow, but this version has no child workflows yet; "
+            "start it from a step with app.start(...)"
+        )
+
+    def __del__(self) -> None:
+        if not getattr(self, "_used", True):
+            warnings.warn(
+                f"workflow {self.name!r} was called but never started; use app.start(...) or app.run(...)",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+    def __repr__(self) -> str:
+        return f"<invocation of {self.name}>"
+
+
+class Workflow(Generic[P, R]):
+    """A workflow function; called, it makes an `Invocation`.
+
+    Attributes:
+        name: What its rows are called.
+        fn: The undecorated function.
+    """
+
+    def __init__(
+        self,
+        fn: Callable[P, Coroutine[Any, Any, R]],
+        *,
+        name: str | None = None,
+        queue: str = "default",
+        version: str | None = None,
+    ) -> None:
+        if not inspect.iscoroutinefunction(fn):
+            raise TypeError(
+                f"workflow {getattr(fn, '__name__', fn)!r} is no 'async def'; make it one (or use @app.job for a "
+                "function that is one step)"
+            )
+        functools.update_wrapper(self, fn)
+        self.fn = fn
+        self.name = check_name("workflow", name or fn.__name__)
+        self.queue = check_name("queue", queue)
+        self.version = version
+
+    @functools.cached_property
+    def parameters(self) -> Parameters:
+        """How its arguments become JSON, by their annotations."""
+        return Parameters(self.fn, self.name)
+
+    @functools.cached_property
+    def shape(self) -> Shape:
+        """How its result becomes JSON, by its return annotation."""
+        return result_shape(self.fn)
+
+    @functools.cached_property
+    def where(self) -> str:
+        """What its result is called in an error."""
+        return f"the result of workflow {self.name!r}"
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Invocation[R]:
+        self.parameters.check(args, kwargs)
+        invocation: Invocation[R] = Invocation(self.name, *args, **kwargs)
+        invocation.workflow = self
+        return invocation
+
+    def __repr__(self) -> str:
+        return f"<workflow {self.name}>"
+
+
+class WorkflowDecorator(Protocol):
+    """What `@workflow(...)` gives: applied to an `async def`."""
+
+    def __call__(self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> Workflow[P, R]: ...
+
+
+@overload
+def workflow(fn: Callable[P, Coroutine[Any, Any, R]], /) -> Workflow[P, R]: ...
+@overload
+def workflow(*, name: str = ..., queue: str = "default", version: str = ...) -> WorkflowDecorator: ...
+def workflow(fn: Callable[..., Any] | None = None, /, **options: Any) -> Any:
+    """Declare a workflow; `App(include=[...])` collects it.
+
+    Args:
+        name: What its rows are called; by default the function's name.
+        queue: Where it waits unless a start says otherwise.
+        version: Recorded with it; by default a hash of the app's code.
+    """
+    if fn is not None:
+        return Workflow(fn, **options)
+    return functools.partial(Workflow, **options)

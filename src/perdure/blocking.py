@@ -1,0 +1,213 @@
+"""The same verbs without `await`, for code without an event loop: Django, Flask, scripts.
+
+One thread of the process has an event loop on which these verbs run, for all callers. So they share a pool, and starts
+of many threads go to the database together. A forked child gets a thread of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from datetime import datetime, timedelta
+from typing import Any, Generic, overload
+from uuid import UUID
+
+from typing_extensions import TypeForm, TypeVar
+
+from perdure.authoring.workflows import Invocation, Workflow
+from perdure.client import Client, Json, Start
+from perdure.codec import ANY
+from perdure.errors import WrongPlace
+from perdure.handle import Handle
+from perdure.model.records import StepInfo, WorkflowInfo
+from perdure.model.statuses import Status
+from perdure.store import foreign
+from perdure.store.programs import OnConflict
+from perdure.store.statements import statements
+
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True, default=Any)
+T = TypeVar("T", default=Any)
+
+
+class Portal:
+    """The thread with the event loop; made at the first call."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._pid = os.getpid()
+
+    def run(self, coroutine: Coroutine[Any, Any, R], verb: str) -> R:
+        """Run a coroutine there, and wait for it here.
+
+        Raises:
+            WrongPlace: This thread has a running loop, which would stand still meanwhile.
+        """
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            pass
+        else:
+            coroutine.close()
+            raise WrongPlace(f"blocking {verb} was called in a running event loop; use 'await {verb}' there")
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._running())
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def _running(self) -> asyncio.AbstractEventLoop:
+        with self._lock:
+            if self._loop is None or self._pid != os.getpid():
+                self._loop, self._pid = asyncio.new_event_loop(), os.getpid()
+                threading.Thread(target=self._loop.run_forever, name="perdure-blocking", daemon=True).start()
+            return self._loop
+
+
+_PORTAL = Portal()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: _PORTAL.__init__())
+
+
+class BlockingHandle(Generic[R_co]):
+    """One workflow: ask it for its result, its status, its steps.
+
+    Attributes:
+        id: Its id, a UUIDv7.
+        key: The key that it was started under, if any.
+        started: Whether the start that gave this handle made it; False where it attached to an existing one.
+    """
+
+    def __init__(self, handle: Handle[R_co]) -> None:
+        self._handle = handle
+        self.id: UUID = handle.id
+        self.key: str | None = handle.key
+        self.started: bool = handle.started
+
+    def result(self, *, timeout: timedelta | None = None) -> R_co:
+        return _PORTAL.run(self._handle.result(timeout=timeout), "handle.result()")
+
+    def status(self) -> Status:
+        return _PORTAL.run(self._handle.status(), "handle.status()")
+
+    def describe(self) -> WorkflowInfo:
+        return _PORTAL.run(self._handle.describe(), "handle.describe()")
+
+    def steps(self) -> Sequence[StepInfo]:
+        return _PORTAL.run(self._handle.steps(), "handle.steps()")
+
+    def __repr__(self) -> str:
+        return repr(self._handle)
+
+
+class BlockingApp:
+    """The verbs of an app (or of a client), for code without an event loop."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def start(
+        self,
+        invocation: Invocation[R],
+        /,
+        *,
+        key: str | None = None,
+        on_conflict: OnConflict = "attach",
+        queue: str | None = None,
+        priority: int = 0,
+        partition: str | None = None,
+        delay: timedelta | None = None,
+        start_at: datetime | None = None,
+        attributes: Json | None = None,
+        connection: Any = None,
+    ) -> BlockingHandle[R]:
+        if connection is not None:
+            new = self._client._new(
+                invocation, key=key, on_conflict=on_conflict, queue=queue, priority=priority, partition=partition,
+                delay=delay, start_at=start_at, attributes=attributes,
+            )  # fmt: skip
+            program = self._client._program([new])
+            (started,) = foreign.run_blocking(connection, program, statements(self._client.settings.schema))
+            return BlockingHandle(self._client._started(invocation, new, started))
+        starting = self._client.start(
+            invocation, key=key, on_conflict=on_conflict, queue=queue, priority=priority, partition=partition,
+            delay=delay, start_at=start_at, attributes=attributes,
+        )  # fmt: skip
+        return BlockingHandle(_PORTAL.run(starting, "app.start()"))
+
+    def start_many(
+        self, invocations: Iterable[Invocation[R] | Start[R]], /, *, queue: str | None = None, connection: Any = None
+    ) -> list[BlockingHandle[R]]:
+        starting = self._client.start_many(invocations, queue=queue, connection=connection)
+        return [BlockingHandle(handle) for handle in _PORTAL.run(starting, "app.start_many()")]
+
+    def run(
+        self,
+        invocation: Invocation[R],
+        /,
+        *,
+        key: str | None = None,
+        queue: str | None = None,
+        priority: int = 0,
+        partition: str | None = None,
+    ) -> R:
+        running = self._client.run(invocation, key=key, queue=queue, priority=priority, partition=partition)
+        return _PORTAL.run(running, "app.run()")
+
+    def handle(self, id: UUID, /, type: TypeForm[T] = ANY) -> BlockingHandle[T]:
+        return BlockingHandle(self._client.handle(id, type))
+
+    @overload
+    def find(self, workflow: Workflow[..., R], /, *, key: str) -> BlockingHandle[R] | None: ...
+    @overload
+    def find(self, workflow: str, /, *, key: str) -> BlockingHandle[Any] | None: ...
+    def find(self, workflow: Workflow[..., R] | str, /, *, key: str) -> BlockingHandle[R] | None:
+        found: Handle[R] | None = _PORTAL.run(self._client.find(workflow, key=key), "app.find()")  # type: ignore[arg-type]
+        return None if found is None else BlockingHandle(found)
+
+    def workflows(
+        self,
+        *,
+        status: Status | None = None,
+        name: str | None = None,
+        queue: str | None = None,
+        key_prefix: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        attributes: Json | None = None,
+        limit: int | None = None,
+    ) -> Iterator[WorkflowInfo]:
+        pages = self._client.workflows(
+            status=status, name=name, queue=queue, key_prefix=key_prefix, since=since, until=until,
+            attributes=attributes, limit=limit,
+        )  # fmt: skip
+
+        async def following() -> WorkflowInfo | None:
+            return await anext(pages, None)
+
+        while (found := _PORTAL.run(following(), "app.workflows()")) is not None:
+            yield found
+
+    def close(self) -> None:
+        _PORTAL.run(self._client.close(), "app.close()")
+
+    def __enter__(self) -> BlockingApp:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def _document(mirror: type[Any], original: type[Any]) -> None:
+    """A verb says the same in both worlds: written once, where it is awaited."""
+    for name, method in vars(mirror).items():
+        if not name.startswith("_") and callable(method) and hasattr(original, name):
+            method.__doc__ = getattr(original, name).__doc__
+
+
+_document(BlockingApp, Client)
+_document(BlockingHandle, Handle)

@@ -1,0 +1,438 @@
+"""The client: starts workflows and looks at them, without knowing their code."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import weakref
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Generic, Self, cast, overload
+from uuid import UUID
+
+from typing_extensions import TypeForm, TypeVar
+
+from perdure import telemetry
+from perdure.authoring.workflows import Invocation, Workflow
+from perdure.codec import ANY, Codec, shape
+from perdure.config import Settings
+from perdure.errors import SerializationError, WrongPlace
+from perdure.failures import Catalogue
+from perdure.handle import Handle
+from perdure.model.ids import new_id
+from perdure.model.keys import check_name
+from perdure.model.records import WorkflowInfo, info
+from perdure.model.statuses import Status
+from perdure.session import Session
+from perdure.store import foreign, programs
+from perdure.store.arrays import Texts, Uuids
+from perdure.store.programs import NewWorkflow, OnConflict, Program, Started
+from perdure.store.statements import SHARD, statements
+
+R = TypeVar("R")
+T = TypeVar("T", default=Any)
+Json = dict[str, Any]
+
+_PAGE = 200
+_MAX_KEY = 1000
+
+
+class Start(Generic[R]):
+    """An invocation with options of its own, for `start_many`."""
+
+    def __init__(
+        self,
+        invocation: Invocation[R],
+        *,
+        key: str | None = None,
+        priority: int = 0,
+        partition: str | None = None,
+        delay: timedelta | None = None,
+        attributes: Json | None = None,
+    ) -> None:
+        self.invocation = invocation
+        self.key = key
+        self.priority = priority
+        self.partition = partition
+        self.delay = delay
+        self.attributes = attributes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filter:
+    """Which workflows to list."""
+
+    status: Status | None = None
+    name: str | None = None
+    queue: str | None = None
+    key_prefix: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    attributes: str | None = None
+
+
+class Client:
+    """Verbs for callers that need not know the code. Does no I/O until its first verb.
+
+    Args:
+        database_url: A PostgreSQL URL. None: `PERDURE_DATABASE_URL`, else the embedded server.
+        schema: The schema that holds perdure's tables.
+        connect_timeout: For how long a verb tries to reach the database before it raises `DatabaseUnavailable`.
+        pool_size: How many connections may be open at once.
+    """
+
+    def __init__(
+        self,
+        database_url: str | None = None,
+        *,
+        schema: str = "perdure",
+        connect_timeout: timedelta = timedelta(seconds=30),
+        pool_size: int = 4,
+    ) -> None:
+        self.settings = Settings(
+            database_url=database_url, schema=schema, connect_timeout=connect_timeout, pool_size=pool_size
+        )
+        self._sessions: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Session] = weakref.WeakKeyDictionary()
+        self._pid = os.getpid()
+
+    # --- starting --------------------------------------------------------------------------------------------------
+
+    async def start(
+        self,
+        invocation: Invocation[R],
+        /,
+        *,
+        key: str | None = None,
+        on_conflict: OnConflict = "attach",
+        queue: str | None = None,
+        priority: int = 0,
+        partition: str | None = None,
+        delay: timedelta | None = None,
+        start_at: datetime | None = None,
+        attributes: Json | None = None,
+        connection: Any = None,
+    ) -> Handle[R]:
+        """Start a workflow. When this returns, it will run to its end, as long as PostgreSQL keeps its data.
+
+        Args:
+            invocation: What to run: `checkout(42)`, or `Invocation("checkout", 42)` where the code isn't known.
+            key: Makes starting idempotent: a second start under the same key finds the first one's workflow.
+            on_conflict: What to do about a key that is taken: "attach" to its workflow, "raise", or "replace_finished".
+            queue: Where it waits; None: the workflow's own queue.
+            priority: Higher runs first.
+            partition: The tenant or group that it counts for.
+            delay: Not before this long from now.
+            start_at: Not before this instant.
+            attributes: A JSON object to find it by.
+            connection: A caller's own connection: the start commits or rolls back with its transaction.
+
+        Raises:
+            InvalidArguments: The arguments don't fit the workflow's signature.
+            SerializationError: JSON can't carry an argument.
+            KeyConflict: The key is taken (`on_conflict="raise"`).
+            DatabaseUnavailable: No answer for `connect_timeout`; starting again under the same key is safe.
+        """
+        new = self._new(
+            invocation,
+            key=key,
+            on_conflict=on_conflict,
+            queue=queue,
+            priority=priority,
+            partition=partition,
+            delay=delay,
+            start_at=start_at,
+            attributes=attributes,
+        )
+        if connection is not None:
+            program = self._program([new])
+            (started,) = await foreign.run_async(connection, program, statements(self.settings.schema))
+            return self._started(invocation, new, started)
+        session = self.session()
+        (started,) = await session.starter.start([new])
+        handle = self._started(invocation, new, started)
+        handle._is_local = session.has_resident and started.started
+        if not started.started:
+            await self._report_difference(session, new, started)
+        return handle
+
+    async def start_many(
+        self,
+        invocations: Iterable[Invocation[R] | Start[R]],
+        /,
+        *,
+        queue: str | None = None,
+        connection: Any = None,
+    ) -> list[Handle[R]]:
+        """Start many workflows, in as few statements as possible; returns their handles in order.
+
+        All arguments are checked before anything is written. Batches of 1000 commit one by one; in a transaction of the
+        caller's (`connection=`) all of them commit together.
+        """
+        starts = [each if isinstance(each, Start) else Start(each) for each in invocations]
+        news = [
+            self._new(
+                each.invocation,
+                key=each.key,
+                queue=queue,
+                priority=each.priority,
+                partition=each.partition,
+                delay=each.delay,
+                attributes=each.attributes,
+            )
+            for each in starts
+        ]
+        if not news:
+            return []
+        if connection is not None:
+            program = self._program(news)
+            outcomes = await foreign.run_async(connection, program, statements(self.settings.schema))
+        else:
+            outcomes = await self.session().starter.start(news)
+        return [
+            self._started(each.invocation, new, outcome)
+            for each, new, outcome in zip(starts, news, outcomes, strict=True)
+        ]
+
+    async def run(
+        self,
+        invocation: Invocation[R],
+        /,
+        *,
+        key: str | None = None,
+        queue: str | None = None,
+        priority: int = 0,
+        partition: str | None = None,
+    ) -> R:
+        """Start a workflow and wait for its result; raises what `start` and `Handle.result` raise."""
+        handle = await self.start(invocation, key=key, queue=queue, priority=priority, partition=partition)
+        return await handle.result()
+
+    # --- looking ---------------------------------------------------------------------------------------------------
+
+    def handle(self, id: UUID, /, type: TypeForm[T] = ANY) -> Handle[T]:
+        """The handle of a workflow whose id is known; `type` says what its result is. Does no I/O."""
+        return Handle(self, id, shape(type), is_known=False)
+
+    @overload
+    async def find(self, workflow: Workflow[..., R], /, *, key: str) -> Handle[R] | None: ...
+    @overload
+    async def find(self, workflow: str, /, *, key: str) -> Handle[Any] | None: ...
+    async def find(self, workflow: Workflow[..., R] | str, /, *, key: str) -> Handle[R] | None:
+        """The workflow that holds a key; None: none does."""
+        name = workflow if isinstance(workflow, str) else workflow.name
+        (row,) = await self.session().database.fetch("holders", SHARD, Texts([name]), Texts([key]))
+        if row.id is None:
+            return None
+        return Handle(self, row.id, self._result_shape(name, workflow), key=key, started=False)
+
+    async def workflows(
+        self,
+        *,
+        status: Status | None = None,
+        name: str | None = None,
+        queue: str | None = None,
+        key_prefix: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        attributes: Json | None = None,
+        limit: int | None = None,
+    ) -> AsyncIterator[WorkflowInfo]:
+        """Workflows, newest first by id; read page by page while you iterate.
+
+        Args:
+            status: Only those that stand there.
+            name: Only workflows of that name.
+            queue: Only those of that queue.
+            key_prefix: Only those whose key begins so.
+            since: Only those created at that instant or later.
+            until: Only those created before that instant.
+            attributes: Only those whose attributes contain these.
+            limit: At most so many.
+        """
+        wanted = Filter(
+            status=None if status is None else Status(status),
+            name=name,
+            queue=queue,
+            key_prefix=key_prefix,
+            since=_aware("since", since),
+            until=_aware("until", until),
+            attributes=None if attributes is None else _attributes(attributes, self.settings.max_payload),
+        )
+        left = limit
+        before: UUID | None = None
+        while left is None or left > 0:
+            size = _PAGE if left is None else min(_PAGE, left)
+            ids = await self._page(wanted, before, size)
+            if not ids:
+                return
+            before = ids[-1]
+            rows = await self.session().database.fetch("describe", Uuids(ids))
+            found = {row.id: row for row in rows}
+            for id in ids:
+                if id in found:
+                    yield info(WorkflowInfo, found[id], self.decoded)
+            if len(ids) < size:
+                return
+            left = None if left is None else left - len(ids)
+
+    async def _page(self, wanted: Filter, before: UUID | None, size: int) -> list[UUID]:
+        if wanted.status in (Status.PENDING, Status.RUNNING, Status.WAITING):
+            statement = "page_active"
+        else:
+            statement = "page_failed" if wanted.status is Status.ERROR else "page_all"
+        rows = await self.session().database.fetch(
+            statement, SHARD, before, wanted.name, wanted.queue, wanted.key_prefix, wanted.since, wanted.until,
+            wanted.attributes, None if wanted.status is None else wanted.status.value, size,
+        )  # fmt: skip
+        return [row.id for row in rows]
+
+    # --- life ------------------------------------------------------------------------------------------------------
+
+    async def close(self) -> None:
+        """Close the connections of the running event loop."""
+        session = self._sessions.pop(asyncio.get_running_loop(), None)
+        if session is not None:
+            await session.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+    def session(self) -> Session:
+        """What this client has for the running event loop; made at first use. A forked child makes its own."""
+        loop = asyncio.get_running_loop()
+        if self._pid != os.getpid():
+            self._sessions, self._pid = weakref.WeakKeyDictionary(), os.getpid()
+        session = self._sessions.get(loop)
+        if session is None:
+            session = self._sessions[loop] = Session(self.settings)
+        return session
+
+    # --- what an app knows better ----------------------------------------------------------------------------------
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """The classes of errors that can be raised as themselves."""
+        return _BUILT_IN
+
+    @property
+    def codec(self) -> Codec | None:
+        """What stands between payloads and the database."""
+        return None
+
+    @property
+    def version(self) -> str | None:
+        """The version of the code that starts workflows."""
+        return None
+
+    def encoded(self, text: str) -> str:
+        """A payload as it is stored."""
+        return text if self.codec is None else self.codec.encode(text)
+
+    def decoded(self, text: str) -> str:
+        """A payload as it was before it was stored."""
+        return text if self.codec is None else self.codec.decode(text)
+
+    def _result_shape(self, name: str, workflow: Workflow[..., Any] | str | None) -> Any:
+        return workflow.shape if isinstance(workflow, Workflow) else shape(ANY)
+
+    # --- making a start --------------------------------------------------------------------------------------------
+
+    def _new(
+        self,
+        invocation: Invocation[Any],
+        *,
+        key: str | None = None,
+        on_conflict: OnConflict = "attach",
+        queue: str | None = None,
+        priority: int = 0,
+        partition: str | None = None,
+        delay: timedelta | None = None,
+        start_at: datetime | None = None,
+        attributes: Json | None = None,
+    ) -> NewWorkflow:
+        """Check everything, before anything is written."""
+        if not isinstance(invocation, Invocation):
+            raise WrongPlace(
+                f"a start takes an invocation such as checkout(42), not {type(invocation).__name__}; "
+                "call the workflow with its arguments"
+            )
+        text = self.encoded(invocation.input(self.settings.max_payload))
+        if key is not None:
+            _check_key(key)
+        if on_conflict not in ("attach", "raise", "replace_finished"):
+            raise ValueError(f"on_conflict={on_conflict!r} is none; use 'attach', 'raise' or 'replace_finished'")
+        if delay is not None and start_at is not None:
+            raise ValueError("delay= and start_at= both say when to start; use one of them")
+        if not -(2**31) <= priority < 2**31:
+            raise ValueError(f"priority={priority} is out of range; use -2147483648 to 2147483647")
+        workflow = invocation.workflow
+        own_queue = workflow.queue if workflow is not None else "default"
+        return NewWorkflow(
+            id=new_id(key),
+            name=invocation.name if workflow is not None else check_name("workflow", invocation.name),
+            queue=own_queue if queue is None else check_name("queue", queue),
+            input=text,
+            priority=priority,
+            partition=None if partition is None else check_name("partition", partition),
+            attributes=None if attributes is None else _attributes(attributes, self.settings.max_payload),
+            version=(workflow.version if workflow is not None else None) or self.version,
+            key=key,
+            on_conflict=on_conflict,
+            delay=None if delay is None else max(0.0, delay.total_seconds()),
+            start_at=_aware("start_at", start_at),
+        )
+
+    def _program(self, news: Sequence[NewWorkflow]) -> Program[list[Started]]:
+        """The starts as a program for a caller's own connection."""
+        plain = [new for new in news if new.is_plain]
+        other = [new for new in news if not new.is_plain]
+        outcomes: dict[UUID, Started] = {}
+        if plain:
+            for new, started in zip(plain, (yield from programs.start(plain)), strict=True):
+                outcomes[new.id] = started
+        if other:
+            found = yield from programs.start_keyed(other, lock_timeout=None)
+            for new, outcome in zip(other, found, strict=True):
+                if not isinstance(outcome, Started):
+                    raise outcome
+                outcomes[new.id] = outcome
+        return [outcomes[new.id] for new in news]
+
+    def _started(self, invocation: Invocation[R], new: NewWorkflow, started: Started) -> Handle[R]:
+        result_shape = self._result_shape(new.name, invocation.workflow)
+        return Handle(self, started.id, result_shape, key=new.key, started=started.started)
+
+    async def _report_difference(self, session: Session, new: NewWorkflow, started: Started) -> None:
+        """A start that attached to a workflow with other arguments is worth a line in the log."""
+        rows = await session.database.fetch("describe", Uuids([started.id]))
+        if rows and new.key is not None and json.loads(rows[0].input) != json.loads(new.input):
+            telemetry.emit(telemetry.KeyAttached(name=new.name, key=new.key, workflow_id=started.id))
+
+
+_BUILT_IN = Catalogue()
+
+
+def _check_key(key: str) -> None:
+    if not isinstance(key, str) or not key or len(key) > _MAX_KEY or "\0" in key:
+        raise ValueError(f"key={key!r} is no key; use a text of 1 to {_MAX_KEY} characters, without NUL")
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"key={key!r} has a lone surrogate, which PostgreSQL can't store; leave it out") from None
+
+
+def _aware(name: str, when: datetime | None) -> datetime | None:
+    if when is not None and when.tzinfo is None:
+        raise ValueError(f"{name}={when!r} has no time zone; use an aware datetime, such as datetime.now(UTC)")
+    return when
+
+
+def _attributes(attributes: Json, limit: int) -> str:
+    if not isinstance(attributes, dict):
+        raise SerializationError("attributes=", type(attributes).__name__, "use a dict with JSON values")
+    return shape(ANY).dump(cast("Any", attributes), "attributes=", limit)

@@ -1,0 +1,1 @@
+"""What moves: the parts of a worker that claim, run, record, and take over."""

@@ -1,0 +1,377 @@
+"""A call of a step: served from the history, or run, tried again, and recorded.
+
+The order in which things happen, and what a crash at each point means:
+
+    wait for the history to be served -> barrier -> body -> outcome -> its turn -> recorded and handed to the code
+
+- before the barrier is through: nothing happened, the next worker starts the body;
+- in the body, or after it and before its outcome is durable: the body runs again (at least once), under the same
+  idempotency key;
+- after the outcome is durable: it is served, the body never runs again.
+
+A failed attempt that will be followed by another is recorded before its pause begins, so a crash in the pause neither
+forgets the attempt nor shortens the pause.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import random
+from collections.abc import Callable, Coroutine
+from datetime import datetime, timedelta
+from typing import Any, NoReturn, Protocol
+from uuid import UUID
+
+from perdure import failures, telemetry
+from perdure.authoring.context import CURRENT
+from perdure.authoring.steps import Step, direct
+from perdure.engine.delivery import Delivery
+from perdure.engine.threads import Threads
+from perdure.errors import NotInWorkflow, ReplayMismatch, RunEnded, SerializationError, StepFailed, StepTimeout
+from perdure.failures import Catalogue
+from perdure.hashing import arguments_hash
+from perdure.model.keys import attempt_key
+from perdure.model.records import Checkpoint, Recorded
+from perdure.model.retry import ONCE, Retry, RetryAfter
+
+_CHANCE = random.Random()
+
+
+class Transactions(Protocol):
+    """Runs the body of a transactional step: its writes and its checkpoint commit together."""
+
+    async def attempt(self, call: Call, began: float) -> Any: ...
+
+
+class Host(Protocol):
+    """What a call needs of the process that it runs in."""
+
+    loop: asyncio.AbstractEventLoop
+    threads: Threads
+    catalogue: Catalogue
+    transactions: Transactions
+    max_payload: int
+    draining: bool
+
+
+class Caller(Protocol):
+    """What a call needs of its run."""
+
+    id: UUID
+    name: str
+    worker_id: UUID
+    epoch: int
+    over: bool
+    delivery: Delivery
+    bodies: dict[str, tuple[int, float]]
+    history: dict[str, Recorded]
+    failed_attempts: dict[str, Recorded]
+
+    @property
+    def host(self) -> Host: ...
+    @property
+    def is_durable(self) -> bool: ...
+    async def durable(self) -> None: ...
+    def record(self, checkpoint: Checkpoint) -> None: ...
+    def hand_over(self) -> None: ...
+    def lost(self, reason: str) -> None: ...
+    def encoded(self, text: str) -> str: ...
+    def decoded(self, text: str) -> str: ...
+    def time(self) -> str: ...
+
+
+async def call(run: Caller, key: str, step: Step[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The outcome of a step: its value is returned, its failure raised; the same thing on every replay."""
+    args_hash = arguments_hash(step.parameters, args, kwargs) if step.match == "args" else 0
+    if run.history:
+        recorded = run.history.pop(key, None)
+        if recorded is not None:
+            return await _replay(run, step, recorded, args_hash)
+        await run.delivery.live()
+    return await Call(run, key, step, args, kwargs, args_hash).outcome()
+
+
+async def _replay(run: Caller, step: Step[..., Any], recorded: Recorded, args_hash: int) -> Any:
+    """Serve what was recorded, when its turn comes."""
+    if recorded.kind != "step":
+        raise ReplayMismatch(recorded.key, f"a {recorded.kind}", f"step {step.name!r}")
+    if args_hash and recorded.args_hash and args_hash != recorded.args_hash:
+        raise ReplayMismatch(recorded.key, "other arguments", f"step {step.name!r} with the present ones")
+    await run.delivery.replay(recorded.position)
+    if run.over:
+        raise RunEnded
+    if recorded.status != "success":
+        _raise(run, step, recorded.payload or "{}")
+    try:
+        return step.shape.load(run.decoded(recorded.payload or "null"))
+    except (SerializationError, ValueError) as error:
+        raise ReplayMismatch(recorded.key, "a value that doesn't fit its annotation", str(error)) from error
+
+
+class Call:
+    """One step that isn't recorded yet, over all its attempts."""
+
+    __slots__ = ("args", "args_hash", "attempt", "key", "kwargs", "run", "step", "thread")
+
+    def __init__(
+        self, run: Caller, key: str, step: Step[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], args_hash: int
+    ) -> None:
+        self.run = run
+        self.key = key
+        self.step = step
+        self.args = args
+        self.kwargs = kwargs
+        self.args_hash = args_hash
+        self.attempt = 1
+        self.thread: asyncio.Future[Any] | None = None
+
+    async def outcome(self) -> Any:
+        """Attempt after attempt, until there is an outcome to record."""
+        await self._resume()
+        while True:
+            await self._effect_allowed()
+            began = self.run.host.loop.time()
+            try:
+                return await self._attempted(began)
+            except RunEnded:
+                raise
+            except (Exception, asyncio.CancelledError) as error:
+                failure: BaseException = error
+                if self.run.over or _is_cancelled(error):
+                    raise
+            pause = self._pause_after(failure)
+            if pause is None:
+                await self._fail(failure, began)
+            await self._try_again(failure, pause, began)
+
+    async def _attempted(self, began: float) -> Any:
+        """One attempt; a success is recorded. What its body raises is raised."""
+        if self.step.transaction is not None:
+            return await self.run.host.transactions.attempt(self, began)
+        value = await self.body(self.args)
+        text, value = self.settled(value)
+        position = await self.run.delivery.turn()
+        self.run.record(self.checkpoint(position, "success", text, began))
+        self.told("success")
+        return value
+
+    async def body(self, args: tuple[Any, ...]) -> Any:
+        """Run the body once, as nobody's task: what it calls or creates doesn't belong to the workflow."""
+        run, step = self.run, self.step
+        if telemetry.wanted(telemetry.StepStarted):
+            telemetry.emit(
+                telemetry.StepStarted(workflow_id=run.id, workflow=run.name, key=self.key, attempt=self.attempt)
+            )
+        context = StepContext(self)
+        token = CURRENT.set(context)
+        task = run.delivery.leave() if len(run.delivery.tasks) > 1 else None
+        run.bodies[self.key] = (self.attempt, run.host.loop.time())
+        try:
+            if not step.is_async:
+                return await self._in_thread(context, args)
+            if step.timeout is None:
+                return await step.fn(*args, **self.kwargs)
+            return await self._bounded(step.fn(*args, **self.kwargs), step.timeout.total_seconds())
+        finally:
+            run.bodies.pop(self.key, None)
+            if task is not None:
+                run.delivery.enter(task)
+            CURRENT.reset(token)
+
+    async def _bounded(self, body: Coroutine[Any, Any, Any], seconds: float) -> Any:
+        try:
+            async with asyncio.timeout(seconds) as limit:
+                return await body
+        except TimeoutError:
+            if limit.expired():
+                raise StepTimeout(self.step.name, seconds) from None
+            raise
+
+    async def _in_thread(self, context: StepContext, args: tuple[Any, ...]) -> Any:
+        """Run a `def` in the pool. Timed out, it keeps its thread; the next attempt waits for that."""
+        if self.thread is not None and not self.thread.done():
+            await asyncio.wait({self.thread})
+        seconds = self.step.timeout.total_seconds() if self.step.timeout else None
+        self.thread = self.run.host.threads.submit(self.step.fn, args, self.kwargs)
+        try:
+            await asyncio.wait({self.thread}, timeout=seconds)
+            if not self.thread.done():
+                raise StepTimeout(self.step.name, seconds or 0.0)
+        finally:
+            context.is_cancelled = not self.thread.done()
+        value = self.thread.result()
+        return await value if inspect.isawaitable(value) else value
+
+    # --- outcomes --------------------------------------------------------------------------------------------------
+
+    def settled(self, value: Any) -> tuple[str, Any]:
+        """The value as it will be stored, and as it will be read."""
+        text, value = self.step.shape.settle(value, self._where(), self.run.host.max_payload)
+        return self.run.encoded(text), value
+
+    def checkpoint(self, position: int, status: str, payload: str, began: float) -> Checkpoint:
+        """The outcome as a row."""
+        duration = self.run.host.loop.time() - began
+        return Checkpoint(self.key, "step", position, status, payload, self.args_hash, self.attempt, duration)
+
+    def told(self, status: str) -> None:
+        """Tell the telemetry."""
+        if telemetry.wanted(telemetry.StepEnded):
+            telemetry.emit(
+                telemetry.StepEnded(
+                    workflow_id=self.run.id,
+                    workflow=self.run.name,
+                    key=self.key,
+                    attempt=self.attempt,
+                    status=status,
+                )
+            )
+
+    async def _fail(self, error: BaseException, began: float) -> NoReturn:
+        """Record the failure, and raise what a replay will raise."""
+        payload = failures.record(error, self.attempt)
+        position = await self.run.delivery.turn()
+        self.run.record(self.checkpoint(position, "error", payload, began))
+        self.told("error")
+        _raise(self.run, self.step, payload, error)
+
+    async def _try_again(self, error: BaseException, pause: timedelta, began: float) -> None:
+        """Record the failed attempt, unless it was a poll, and wait."""
+        seconds = pause.total_seconds()
+        telemetry.emit(
+            telemetry.StepRetries(
+                workflow_id=self.run.id,
+                workflow=self.run.name,
+                key=self.key,
+                attempt=self.attempt,
+                error_type=type(error).__qualname__,
+                seconds=seconds,
+            )
+        )
+        if not (isinstance(error, RetryAfter) and not error.counts):
+            duration = self.run.host.loop.time() - began
+            self.run.record(
+                Checkpoint(
+                    attempt_key(self.key, self.attempt),
+                    "attempt",
+                    0,
+                    "error",
+                    failures.record(error, self.attempt),
+                    self.args_hash,
+                    self.attempt,
+                    duration,
+                    seconds,
+                )
+            )
+            self.attempt += 1
+        await self._sleep(seconds)
+
+    def _pause_after(self, error: BaseException) -> timedelta | None:
+        if isinstance(error, SerializationError):
+            return None  # the body would return the same again
+        retry = self.step.retry or (Retry() if isinstance(error, RetryAfter) else ONCE)
+        return retry.pause(error, self.attempt, _CHANCE)
+
+    async def _resume(self) -> None:
+        """Go on after the attempts that were recorded, and with what is left of the pause."""
+        last = self.run.failed_attempts.pop(self.key, None)
+        if last is not None:
+            self.attempt = last.attempts + 1
+            if last.remaining and last.remaining > 0:
+                await self._sleep(last.remaining)
+
+    async def _sleep(self, seconds: float) -> None:
+        task = self.run.delivery.leave()
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            self.run.delivery.enter(task)
+
+    async def _effect_allowed(self) -> None:
+        """The barrier; and the place where a worker that shuts down lets go of a workflow."""
+        run = self.run
+        if run.host.draining:
+            run.hand_over()
+        if run.over:
+            raise RunEnded
+        if not self.step.pure and not run.is_durable:
+            task = run.delivery.leave()
+            try:
+                await run.durable()
+            finally:
+                run.delivery.enter(task)
+
+    def _where(self) -> str:
+        return f"{self.step.where} in workflow {self.run.name!r}"
+
+
+class StepContext:
+    """Where a step's body runs."""
+
+    __slots__ = ("_call", "is_cancelled")
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self.is_cancelled = False
+
+    def call(self, step: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Coroutine[Any, Any, Any]:
+        """A step within a step is a plain call."""
+        return direct(step, args, kwargs)
+
+    def value(self, name: str, make: Callable[[], Any]) -> Any:
+        raise NotInWorkflow(f"{name}()", "in a step use the standard library: what a step returns is recorded")
+
+    def time(self) -> str:
+        return self._call.run.time()
+
+    @property
+    def id(self) -> UUID:
+        return self._call.run.id
+
+    @property
+    def name(self) -> str:
+        return self._call.step.name
+
+    @property
+    def attempt(self) -> int:
+        return self._call.attempt
+
+    @property
+    def deadline(self) -> datetime | None:
+        return None
+
+    @property
+    def idempotency_key(self) -> str:
+        return f"{self._call.run.id}/{self._call.key}"
+
+    @property
+    def replaying(self) -> bool:
+        return False
+
+    @property
+    def logger(self) -> Any:
+        run = self._call.run
+        logger = logging.getLogger(f"perdure.step.{self.name}")
+        extra = {"workflow_id": str(run.id), "workflow": run.name, "step": self._call.key, "attempt": self.attempt}
+        return logging.LoggerAdapter(logger, extra)
+
+    def check(self) -> None:
+        """Raise if this attempt was cancelled or timed out, so that a thread can end early."""
+        if self.is_cancelled or self._call.run.over:
+            raise RunEnded
+
+
+def _raise(run: Caller, step: Step[..., Any], payload: str, cause: BaseException | None = None) -> NoReturn:
+    """Raise a recorded failure: rebuilt from the record, on the first run too."""
+    catalogue = run.host.catalogue.extended(step.raises) if step.raises else run.host.catalogue
+    raise catalogue.rebuild(payload, StepFailed) from cause
+
+
+def _is_cancelled(error: BaseException) -> bool:
+    """Whether the workflow's code cancelled this task; a CancelledError of the body's own is a failure."""
+    if not isinstance(error, asyncio.CancelledError):
+        return False
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

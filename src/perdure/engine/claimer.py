@@ -1,0 +1,306 @@
+"""Claiming: takes pending workflows off the queues, as many as there are free slots, and keeps what is held true.
+
+Polling is the truth: the claimer looks at every queue it serves once per interval, rarely while hints arrive, often
+where they don't (`Listener.hears`). A hint, a freed slot or a local start makes it look earlier. A claim that came back
+full leaves its queue *hot*: there is more, and the next free slots go there without asking which queues have work.
+
+A claim is never sent again. When its answer is lost, the entries may be ours without our knowing: that is reconciled,
+before the next claim, as it is when the database and this process disagree on how many entries are held (told by the
+heartbeat, twice running): what the database says we hold and we don't know is released; what we run and it doesn't say
+is ended. Claims and reconciliation are one task, so neither sees the other half-way. What is being started here
+(claimed at its birth) counts as known from before its statement is sent.
+
+The history of a workflow that ran before (epoch > 1) is loaded in a second statement: the first one's snapshot is older
+than its locks, and may miss what the former worker committed while the claim waited for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from perdure import telemetry
+from perdure.engine.executor import Executor, Release
+from perdure.engine.leases import Lease
+from perdure.engine.loop import Loop
+from perdure.engine.writer import Writer
+from perdure.model.records import Claim, Recorded
+from perdure.store.arrays import BigInts, Texts, Uuids
+from perdure.store.database import Database, Interrupted
+from perdure.store.statements import SHARD
+
+_POLL_SECONDS = 1.0
+_DEAF_POLL_SECONDS = 0.1
+_MOST_AT_ONCE = 500
+_BATCHING_SECONDS = 0.004
+_PARK_FROM = 1000
+
+
+class Claimer(Loop):
+    """One task: claims, reconciles, and releases what runs have let go of."""
+
+    name = "claimer"
+
+    def __init__(
+        self,
+        database: Database,
+        lease: Lease,
+        executor: Executor,
+        writer: Writer,
+        *,
+        queues: Sequence[str] | None,
+        names: Sequence[str],
+        hears: Callable[[], bool],
+        on_released: Callable[[set[str]], None],
+    ) -> None:
+        super().__init__(_POLL_SECONDS)
+        self._database = database
+        self._lease = lease
+        self._executor = executor
+        self._writer = writer
+        self._queues = tuple(queues) if queues is not None else None
+        self._known = frozenset(names)
+        self._names = Texts(names)
+        self._hears = hears
+        self._on_released = on_released
+        self._hot: dict[str, None] = {}
+        self._hinted: dict[str, None] = {}
+        self._registered: set[str] = set()
+        self._releases: list[Release] = []
+        self._reported: set[str] = set()
+        self._reconcile = False
+        self._disagreements = 0
+        self._polled_at = 0.0
+        self._stopping = False
+        self._nothing_to_release = asyncio.Event()
+        self._nothing_to_release.set()
+
+    # --- what others ask for ---------------------------------------------------------------------------------------
+
+    def hint(self, queue: str) -> None:
+        """Something is pending there, perhaps."""
+        if self._queues is None or queue in self._queues:
+            self._hinted[queue] = None
+            if self._executor.free > 0:
+                self.wake()
+
+    def slot_freed(self) -> None:
+        """A slot is free."""
+        if self._hot or self._hinted:
+            self.wake()
+
+    def release(self, release: Release) -> None:
+        """A workflow that this worker lets go of, as soon as what it recorded is written."""
+        self._releases.append(release)
+        self._nothing_to_release.clear()
+        self.wake()
+
+    def beat(self, held: int) -> None:
+        """The heartbeat counted this many entries of ours."""
+        in_flight = self._writer.backlog + len(self._executor.reserved) + len(self._releases)
+        if abs(held - self._executor.held) <= in_flight:
+            self._disagreements = 0
+            return
+        self._disagreements += 1
+        if self._disagreements > 1:
+            self.doubt()
+
+    def doubt(self) -> None:
+        """Memory and database may disagree: reconcile before the next claim."""
+        self._reconcile = True
+        self.wake()
+
+    def reserve(self, queue: str, name: str, id: UUID) -> bool:
+        """Whether a workflow that starts now may be claimed at its birth: nothing that waits is overtaken."""
+        allowed = (
+            not self._stopping
+            and self._lease.is_valid
+            and name in self._known
+            and (self._queues is None or queue in self._queues)
+            and queue in self._registered
+            and queue not in self._hot
+            and queue not in self._hinted
+            and self._executor.free > 0
+        )
+        if allowed:
+            self._executor.reserved.add(id)
+        return allowed
+
+    def stop(self) -> None:
+        """No more claims; what runs let go of is still released."""
+        self._stopping = True
+
+    async def all_released(self) -> None:
+        """Wait until everything that runs let go of is pending again."""
+        self.wake()
+        await self._nothing_to_release.wait()
+
+    # --- the one task ----------------------------------------------------------------------------------------------
+
+    async def tick(self) -> float | None:
+        if self._reconcile and self._lease.is_valid:
+            await self._reconcile_now()
+        if self._releases:
+            await self._release_all()
+        if self._stopping or not self._lease.is_valid:
+            return None
+        await self._claim_round()
+        if self._hot and self._executor.free > 0:
+            return 0.0
+        return (_POLL_SECONDS if self._hears() else _DEAF_POLL_SECONDS) if not self._hot else None
+
+    async def _claim_round(self) -> None:
+        """One look at each queue in which something may be pending."""
+        await self._batched()
+        for queue in await self._candidates():
+            free = self._executor.free
+            if free <= 0 or self._stopping or not self._lease.is_valid:
+                return
+            self._hinted.pop(queue, None)
+            limit = min(free, _MOST_AT_ONCE)
+            claims = await self._claim(queue, limit)
+            if len(claims) == limit:
+                self._hot[queue] = None
+            else:
+                self._hot.pop(queue, None)
+
+    async def _batched(self) -> None:
+        """With a backlog, wait a moment for more slots: a claim of many costs as much as a claim of one."""
+        executor = self._executor
+        if self._hot and 0 < executor.free < min(_MOST_AT_ONCE, len(executor.runs)) // 2:
+            await asyncio.sleep(_BATCHING_SECONDS)
+
+    async def _candidates(self) -> list[str]:
+        """The queues to look at now; asks the database where there is no better knowledge, and now and then anyway."""
+        now = asyncio.get_running_loop().time()
+        if (self._hot or self._hinted) and now - self._polled_at < _POLL_SECONDS:
+            return [*self._hinted, *(queue for queue in self._hot if queue not in self._hinted)]
+        self._polled_at = now
+        if self._queues is not None:
+            return list(self._queues)
+        return [row.queue for row in await self._database.attempt("pending_queues", SHARD)]
+
+    async def _claim(self, queue: str, limit: int) -> list[Claim]:
+        if queue not in self._registered:
+            await self._database.attempt("register_queue", SHARD, queue)
+            self._registered.add(queue)
+        worker_id = self._lease.worker_id
+        assert worker_id is not None
+        try:
+            rows = await self._database.attempt("claim", SHARD, worker_id, queue, self._names, limit)
+            if not rows:
+                await self._look_for_unknown(queue)
+                return []
+            claims = await self._loaded(rows, worker_id)
+        except Interrupted:
+            self.doubt()  # it may have taken effect
+            raise
+        if worker_id != self._lease.worker_id:
+            return []  # the lease was lost meanwhile: they are recovered like everything else
+        self._executor.launch(claims)
+        return claims
+
+    async def _loaded(self, rows: Sequence[Any], worker_id: UUID) -> list[Claim]:
+        """The claims, oldest first, with the history of those that ran before."""
+        again = [row.workflow_id for row in rows if row.epoch > 1]
+        histories = await self._histories(again) if again else {}
+        ordered = sorted(rows, key=_place) if len(rows) > 1 else rows
+        return [
+            Claim(
+                workflow_id=row.workflow_id,
+                name=row.name,
+                worker_id=worker_id,
+                epoch=row.epoch,
+                input=row.input or "{}",
+                started_at=row.started_at,
+                recoveries=row.recoveries,
+                stalls=row.stalls,
+                history=histories.get(row.workflow_id, ()),
+            )
+            for row in ordered
+        ]
+
+    async def _histories(self, ids: list[UUID]) -> dict[UUID, tuple[Recorded, ...]]:
+        rows = await self._database.attempt("load", SHARD, Uuids(ids))
+        return {
+            id: tuple(Recorded(*row[1:]) for row in group)
+            for id, group in itertools.groupby(rows, key=lambda row: row.workflow_id)
+        }
+
+    # --- what nobody here can run ----------------------------------------------------------------------------------
+
+    async def _look_for_unknown(self, queue: str) -> None:
+        """A claim found nothing: is that because of names that this worker doesn't know? Many of them are parked."""
+        rows = await self._database.attempt("unknown_names", SHARD, queue, self._names, _PARK_FROM)
+        if not rows:
+            return
+        parked: Sequence[Any] = ()
+        if sum(row.pending for row in rows) >= _PARK_FROM:
+            parked = await self._database.attempt("park_unknown", SHARD, queue, _PARK_FROM)
+        names = {row.name for row in rows}
+        if parked or not names <= self._reported:
+            self._reported |= names
+            telemetry.emit(telemetry.UnknownNames(queue=queue, names=tuple(sorted(names)), parked=bool(parked)))
+        if parked:
+            self.hint(queue)
+
+    # --- keeping what is held true ---------------------------------------------------------------------------------
+
+    async def _reconcile_now(self) -> None:
+        """Compare what the database says we hold with what we run."""
+        worker_id = self._lease.worker_id
+        assert worker_id is not None
+        executor = self._executor
+        before = {id: run for id, run in executor.runs.items() if not run.over and run.worker_id == worker_id}
+        rows = await self._database.attempt("held", SHARD, worker_id)
+        held = {row.workflow_id: row.epoch for row in rows}
+        unknown = {
+            id: epoch
+            for id, epoch in held.items()
+            if id not in executor.reserved
+            and ((run := executor.runs.get(id)) is None or run.epoch != epoch)
+            and not any(release.workflow_id == id for release in self._releases)
+        }
+        gone = [id for id, run in before.items() if not run.over and held.get(id) != run.epoch]
+        if unknown:
+            rows = await self._database.attempt(
+                "release", SHARD, worker_id, Uuids(unknown), BigInts(unknown.values()), 0
+            )
+            self._on_released({row.queue for row in rows})
+            for row in rows:
+                self.hint(row.queue)
+        dropped = executor.drop(gone, "the database says that this worker doesn't hold it")
+        if unknown or dropped:
+            telemetry.emit(telemetry.Reconciled(worker_id=worker_id, released=len(unknown), dropped=dropped))
+        self._reconcile = False
+        self._disagreements = 0
+
+    async def _release_all(self) -> None:
+        """Make what runs let go of pending again, behind everything that they recorded."""
+        if self._executor.draining:
+            await self._writer.drained()
+        releases = self._releases
+        groups: dict[tuple[UUID, int], list[Release]] = {}
+        for release in releases:
+            groups.setdefault((release.worker_id, release.stalls), []).append(release)
+        queues: set[str] = set()
+        for (worker_id, stalls), group in groups.items():
+            rows = await self._database.attempt(
+                "release", SHARD, worker_id, Uuids(release.workflow_id for release in group),
+                BigInts(release.epoch for release in group), stalls,
+            )  # fmt: skip
+            queues |= {row.queue for row in rows}
+        self._releases = self._releases[len(releases) :]
+        if not self._releases:
+            self._nothing_to_release.set()
+        self._on_released(queues)
+        for queue in queues:
+            self.hint(queue)
+
+
+def _place(row: Any) -> tuple[int, datetime, UUID]:
+    return (-row.priority, row.enqueued_at, row.workflow_id)

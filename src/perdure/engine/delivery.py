@@ -1,0 +1,174 @@
+"""The order in which outcomes go to a workflow's code: the same on the first run and on every replay.
+
+A workflow may have several tasks, and which of them goes on first can decide what the code does next (a race, a shared
+list). So outcomes are delivered one at a time: when the run is at rest, the next one is handed over, and then the run
+comes to rest again. The first run delivers in order of arrival, and each delivery draws the next position; a replay
+delivers, of the outcomes that have been asked for, the recorded one with the lowest position. What was not recorded
+waits until nothing that was recorded can be delivered: so its body doesn't start before the history is served, and a
+step that is new in the code doesn't hang an old history.
+
+A run is at rest when none of its tasks can go on by itself: each waits for a turn here, runs a step's body, or waits
+for a future that isn't done. asyncio has no list of what is about to run, so rest is what still looks like rest after a few
+turns of the loop: enough for the callbacks by which one future's end reaches a task through others (gather, shield, a
+task group).
+
+A run with one task has nothing to order, and skips all that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from heapq import heappop, heappush
+from typing import Any
+
+_QUIET_TURNS = 4
+_Future = asyncio.Future[int]
+
+
+class Delivery:
+    """Hands out turns to the tasks of one run."""
+
+    __slots__ = (
+        "_arrived",
+        "_awake",
+        "_held",
+        "_loop",
+        "_new",
+        "_order",
+        "_quiet",
+        "_recorded",
+        "_scheduled",
+        "position",
+        "tasks",
+    )
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, position: int) -> None:
+        self.position = position
+        """The highest position so far."""
+        self.tasks: set[asyncio.Task[Any]] = set()
+        """All tasks of the run that haven't ended."""
+        self._awake: set[asyncio.Task[Any]] = set()  # those that run code of the workflow, not waiting here
+        self._loop = loop
+        self._recorded: list[tuple[int, int, _Future]] = []
+        self._arrived: deque[_Future] = deque()
+        self._new: deque[_Future] = deque()
+        self._order = 0
+        self._quiet = 0
+        self._held = False
+        self._scheduled = False
+
+    def adopt(self, task: asyncio.Task[Any]) -> None:
+        """One more task belongs to the run."""
+        self.tasks.add(task)
+        self._awake.add(task)
+        task.add_done_callback(self._release)
+
+    def next(self) -> int:
+        """Draw a position for an outcome that the code gets in this moment."""
+        self.position += 1
+        return self.position
+
+    def leave(self) -> asyncio.Task[Any] | None:
+        """The current task stops running workflow code: it runs a body, or waits."""
+        task = asyncio.current_task(self._loop)
+        if task is None or task not in self._awake:
+            return None
+        self._awake.discard(task)
+        return task
+
+    def enter(self, task: asyncio.Task[Any] | None) -> None:
+        """That task runs workflow code again."""
+        if task is not None and not task.done():
+            self._awake.add(task)
+
+    async def turn(self) -> int:
+        """Wait for the turn of an outcome that has just arrived; returns its position."""
+        if len(self.tasks) == 1:
+            return self.next()
+        future: _Future = self._loop.create_future()
+        self._arrived.append(future)
+        return await self._wait(future)
+
+    async def replay(self, position: int) -> None:
+        """Wait for the turn of a recorded outcome."""
+        if len(self.tasks) == 1:
+            return
+        future: _Future = self._loop.create_future()
+        self._order += 1
+        heappush(self._recorded, (position, self._order, future))
+        await self._wait(future)
+
+    async def live(self) -> None:
+        """Wait until nothing recorded can be delivered any more: then a body may start."""
+        if len(self.tasks) == 1:
+            return
+        future: _Future = self._loop.create_future()
+        self._new.append(future)
+        await self._wait(future)
+
+    def hold(self) -> None:
+        """Whoever has the turn keeps it for a while: its outcome isn't certain yet (a commit)."""
+        self._held = True
+
+    def unhold(self) -> None:
+        """The turn passes on."""
+        self._held = False
+        self._schedule()
+
+    async def _wait(self, future: _Future) -> int:
+        task = self.leave()
+        self._schedule()
+        try:
+            return await future
+        finally:
+            self.enter(task)
+            self._schedule()
+
+    def _release(self, task: asyncio.Task[Any]) -> None:
+        self.tasks.discard(task)
+        self._awake.discard(task)
+        self._schedule()
+
+    def _schedule(self) -> None:
+        self._quiet = 0
+        if not self._scheduled and (self._recorded or self._arrived or self._new):
+            self._scheduled = True
+            self._loop.call_soon(self._look)
+
+    def _look(self) -> None:
+        self._scheduled = False
+        if self._held or not (self._recorded or self._arrived or self._new):
+            return
+        if any(_can_go_on(task) for task in self._awake):
+            self._quiet = 0
+        else:
+            self._quiet += 1
+        if self._quiet >= _QUIET_TURNS:
+            self._deliver()
+        self._scheduled = True
+        self._loop.call_soon(self._look)
+
+    def _deliver(self) -> None:
+        """Give one turn; who no longer waits (its task was cancelled) is passed over."""
+        self._quiet = 0
+        while self._recorded:
+            position, _, future = heappop(self._recorded)
+            if not future.done():
+                future.set_result(position)
+                return
+        while self._arrived:
+            future = self._arrived.popleft()
+            if not future.done():
+                future.set_result(self.next())
+                return
+        while self._new:
+            future = self._new.popleft()
+            if not future.done():
+                future.set_result(0)
+
+
+def _can_go_on(task: asyncio.Task[Any]) -> bool:
+    """Whether a task would run in the next turns: it waits for nothing, or for a future that is done."""
+    waits_for: asyncio.Future[Any] | None = getattr(task, "_fut_waiter", None)
+    return waits_for is None or waits_for.done()

@@ -1,0 +1,169 @@
+"""The runs of a worker: begins them, counts them, and knows what becomes of each."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from perdure import failures, telemetry
+from perdure.authoring.workflows import Workflow
+from perdure.codec import Codec
+from perdure.engine.calls import Transactions
+from perdure.engine.run import Run
+from perdure.engine.threads import Threads
+from perdure.engine.writer import Writer
+from perdure.errors import RecoveryLimitExceeded
+from perdure.failures import Catalogue
+from perdure.model.records import Claim
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Release:
+    """A workflow that is to be pending again. `stalls`: 1 if that counts as a recovery without progress."""
+
+    workflow_id: UUID
+    worker_id: UUID
+    epoch: int
+    stalls: int
+
+
+class Executor:
+    """Runs what was claimed, at most `concurrency` at a time."""
+
+    def __init__(
+        self,
+        *,
+        workflows: Mapping[str, Workflow[..., Any]],
+        writer: Writer,
+        threads: Threads,
+        transactions: Transactions,
+        catalogue: Catalogue,
+        codec: Codec | None,
+        max_payload: int,
+        max_recoveries: int,
+        concurrency: int,
+        time: Callable[[], datetime],
+        on_slot: Callable[[], None],
+        on_result: Callable[[UUID, str, str], None],
+        on_release: Callable[[Release], None],
+    ) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.writer = writer
+        self.threads = threads
+        self.transactions = transactions
+        self.catalogue = catalogue
+        self.codec = codec
+        self.max_payload = max_payload
+        self.draining = False
+        self.runs: dict[UUID, Run] = {}
+        """What this worker holds, as far as it knows: running, or its result being written."""
+        self.reserved: set[UUID] = set()
+        """What is being started here, claimed already."""
+        self._workflows = workflows
+        self._max_recoveries = max_recoveries
+        self._concurrency = concurrency
+        self._time = time
+        self._on_slot = on_slot
+        self._on_result = on_result
+        self._on_release = on_release
+        self._active: set[Run] = set()
+        self._quiet = asyncio.Event()
+
+    @property
+    def free(self) -> int:
+        """How many more runs may begin. A run whose code has ended takes no slot, written or not."""
+        return self._concurrency - len(self._active) - len(self.reserved)
+
+    @property
+    def held(self) -> int:
+        """How many entries this worker should hold, give or take what is in flight."""
+        return len(self.runs)
+
+    def time(self) -> datetime:
+        """The database's time."""
+        return self._time()
+
+    def launch(self, claims: Iterable[Claim]) -> None:
+        """Run these. A claim of what still runs here ends the old run first, with all that it had queued."""
+        for claim in claims:
+            self.reserved.discard(claim.workflow_id)
+            former = self.runs.get(claim.workflow_id)
+            if former is not None:
+                self._drop(former, "claimed again")
+            if telemetry.wanted(telemetry.WorkflowClaimed):
+                telemetry.emit(
+                    telemetry.WorkflowClaimed(
+                        workflow_id=claim.workflow_id, name=claim.name, epoch=claim.epoch, recoveries=claim.recoveries
+                    )
+                )
+            run = Run(self, claim, self._workflows[claim.name])
+            self.runs[run.id] = run
+            if claim.stalls >= self._max_recoveries:
+                run.over = True
+                self.writer.complete(run, "error", failures.record(RecoveryLimitExceeded(claim.stalls)))
+                continue
+            self._active.add(run)
+            run.start()
+
+    def drop(self, ids: Iterable[UUID], reason: str) -> int:
+        """End runs that this worker doesn't hold; returns how many there were."""
+        runs = [run for id in ids if (run := self.runs.get(id)) is not None]
+        for run in runs:
+            self._drop(run, reason)
+        return len(runs)
+
+    async def drain(self, grace: timedelta) -> None:
+        """Let steps that run come to their end, for so long; whatever wants to begin another is handed over."""
+        self.draining = True
+        self._quiet.clear()
+        if self._active:
+            try:
+                async with asyncio.timeout(grace.total_seconds()):
+                    await self._quiet.wait()
+            except TimeoutError:
+                pass
+        for run in list(self._active):
+            self.run_handed_over(run)
+
+    # --- what runs tell (the protocol Host) ------------------------------------------------------------------------
+
+    def code_ended(self, run: Run) -> None:
+        if run in self._active:
+            self._active.discard(run)
+            if not self._active:
+                self._quiet.set()
+            self._on_slot()
+
+    def run_ended(self, run: Run, status: str, payload: str) -> None:
+        if self.runs.get(run.id) is run:
+            del self.runs[run.id]
+        if telemetry.wanted(telemetry.WorkflowEnded):
+            telemetry.emit(telemetry.WorkflowEnded(workflow_id=run.id, name=run.name, status=status))
+        self._on_result(run.id, status, payload)
+
+    def run_lost(self, run: Run, reason: str) -> None:
+        self._drop(run, reason)
+        # Not held any more: this finds nothing. A hostile row is in its way: another try, which counts as stalled.
+        self._release(run, stalls=1)
+
+    def run_handed_over(self, run: Run) -> None:
+        """Its recorded outcomes are still written; the release comes behind them."""
+        if run.over:
+            return
+        run.stop()
+        self._release(run, stalls=0)
+
+    def _drop(self, run: Run, reason: str) -> None:
+        if self.runs.get(run.id) is run:
+            del self.runs[run.id]
+        telemetry.emit(telemetry.RunAbandoned(workflow_id=run.id, name=run.name, epoch=run.epoch, reason=reason))
+        run.end()
+
+    def _release(self, run: Run, *, stalls: int) -> None:
+        if self.runs.get(run.id) is run:
+            del self.runs[run.id]
+        self._on_release(Release(workflow_id=run.id, worker_id=run.worker_id, epoch=run.epoch, stalls=stalls))

@@ -1,0 +1,67 @@
+"""The one life cycle of everything periodic: tick, wait, tick; what fails is told once and tried again."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import psycopg
+
+from perdure import telemetry
+from perdure.errors import ConfigurationError
+from perdure.store.database import Interrupted, backoff
+
+
+class Loop:
+    """Calls `tick` every `interval` seconds, or earlier after `wake()`; subclasses write `tick`.
+
+    `tick` returns in how many seconds it wants to be called again, or None for the interval. While the database is away
+    it is called again with growing pauses; that is told when it begins and when it ends.
+    """
+
+    name = "loop"
+
+    def __init__(self, interval: float, *, jitter: float = 0.1) -> None:
+        self.interval = interval
+        self._jitter = jitter
+        self._woken = asyncio.Event()
+
+    async def tick(self) -> float | None:
+        """Do the work once."""
+        raise NotImplementedError
+
+    def wake(self) -> None:
+        """Tick soon."""
+        self._woken.set()
+
+    async def run(self) -> None:
+        """Tick until cancelled."""
+        while True:
+            wanted = await self._tick()
+            pause = self.interval * random.uniform(1 - self._jitter, 1 + self._jitter) if wanted is None else wanted
+            if pause > 0:
+                await self._wait(pause)
+            self._woken.clear()
+
+    async def _tick(self) -> float | None:
+        away = False
+        for pause in backoff():
+            try:
+                wanted = await self.tick()
+            except (Interrupted, ConfigurationError, psycopg.Error) as error:
+                if not away:
+                    telemetry.emit(telemetry.DatabaseLost(component=self.name, reason=str(error)))
+                away = True
+                await asyncio.sleep(pause)
+            else:
+                if away:
+                    telemetry.emit(telemetry.DatabaseBack(component=self.name))
+                return wanted
+        raise AssertionError("backoff never ends")
+
+    async def _wait(self, seconds: float) -> None:
+        timer = asyncio.get_running_loop().call_later(seconds, self._woken.set)
+        try:
+            await self._woken.wait()
+        finally:
+            timer.cancel()

@@ -1,0 +1,64 @@
+"""Taking over from the dead: whose lease ran out is buried, and what it held becomes pending again.
+
+Any worker does this, all of them at once if need be: burying is one guarded update, and the entries of the dead are
+taken in batches with SKIP LOCKED. Two rules keep it right:
+
+- A worker buries others only when its own lease has been unbroken for one lease. After an outage of the database all
+  leases have run out together, and nobody may be declared dead for that.
+- What is recovered is found by the entries, not by the list of the dead: an entry whose worker isn't alive. So a claim
+  that was still on its way when its worker was buried, and what a first attempt skipped because it was locked, is found
+  by the next look.
+
+Recovery locks the entries, so it waits for a flush of the old worker that is under way, or that flush finds nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from uuid import UUID
+
+from perdure import telemetry
+from perdure.engine.leases import Lease
+from perdure.engine.loop import Loop
+from perdure.store.database import Database
+from perdure.store.statements import SHARD
+
+_BATCH = 500
+_FORGET_SECONDS = 86_400.0
+_FORGET_EVERY = 600
+
+
+class Recovery(Loop):
+    """Looks for the dead, once a second or four times a lease, whichever is more often."""
+
+    name = "recovery"
+
+    def __init__(
+        self, database: Database, lease: Lease, *, interval: float, on_recovered: Callable[[set[str]], None]
+    ) -> None:
+        super().__init__(interval)
+        self._database = database
+        self._lease = lease
+        self._on_recovered = on_recovered
+        self._ticks = 0
+
+    async def tick(self) -> float | None:
+        if not self._lease.is_valid:
+            return None
+        for dead in await self._database.attempt("bury", SHARD, self._lease.worker_id):
+            telemetry.emit(telemetry.WorkerBuried(worker_id=dead.id, host=dead.host, pid=dead.pid))
+        for orphan in await self._database.attempt("orphans", SHARD):
+            await self._recover(orphan.worker_id)
+        if self._ticks % _FORGET_EVERY == 0:
+            await self._database.attempt("forget_workers", SHARD, _FORGET_SECONDS)
+        self._ticks += 1
+        return None
+
+    async def _recover(self, dead: UUID) -> None:
+        """Make everything that a dead worker held pending again."""
+        while rows := await self._database.attempt("recover", SHARD, dead, _BATCH):
+            workflows = tuple(row.workflow_id for row in rows)
+            telemetry.emit(telemetry.WorkflowsRecovered(worker_id=dead, workflows=workflows))
+            self._on_recovered({row.queue for row in rows})
+            if len(rows) < _BATCH:
+                return

@@ -1,0 +1,184 @@
+"""Task scopes: which task of a workflow a call comes from, the same on every replay.
+
+A key is made of the path of tasks, the step's name, and the how-manieth of that name in that task. The path must not
+depend on what else runs in the process, so it is no counter of tasks: a segment is the task's explicit name, else the
+`__qualname__` of its coroutine, with the occurrence of that segment among its siblings, in order of creation. A task
+that some library creates takes a number only among its own kind, so it shifts nobody else.
+
+How it gets there: the worker sets a task factory on its loop, which forwards to the one that was set before (eager or
+not). A task created in workflow code gets a scope of its own, as the context variable of the context that it is made
+with; anything else is forwarded untouched. Step bodies run with a `StepContext` in that variable, so what they create
+belongs to nobody.
+
+A task gets its name after its factory has returned (until Python 3.13), so a segment is made when it is first needed:
+then all siblings that were created earlier get theirs first, and the numbers follow the order of creation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import re
+from collections.abc import Callable, Coroutine
+from datetime import datetime
+from typing import Any, Protocol
+from uuid import UUID
+
+from perdure.authoring.context import CURRENT
+from perdure.model.keys import occurrence, segment
+
+_DEFAULT_NAME = re.compile(r"Task-\d+")
+
+
+class Running(Protocol):
+    """What a scope needs of its run."""
+
+    @property
+    def id(self) -> UUID: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def attempt(self) -> int: ...
+    @property
+    def replaying(self) -> bool: ...
+    @property
+    def logger(self) -> Any: ...
+    def adopt(self, task: asyncio.Task[Any]) -> None: ...
+    def call(self, key: str, step: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Coroutine[Any, Any, Any]: ...
+    def value(self, key: str, make: Callable[[], Any]) -> Any: ...
+    def time(self) -> str: ...
+
+
+class Scope:
+    """One task of a workflow: the context of the code that runs in it."""
+
+    __slots__ = ("_children", "_counts", "_label", "_parent", "_path", "_segments", "_task", "run")
+
+    def __init__(self, run: Running, parent: Scope | None = None, label: str = "") -> None:
+        self.run = run
+        self._parent = parent
+        self._label = label
+        self._task: asyncio.Task[Any] | None = None
+        self._path = "" if parent is None else None
+        self._counts: dict[str, int] = {}
+        self._segments: dict[str, int] = {}
+        self._children: list[Scope] = []
+
+    def child(self, coroutine: Any) -> Scope:
+        """The scope of a task that is created in this one."""
+        scope = Scope(self.run, self, getattr(coroutine, "__qualname__", type(coroutine).__qualname__))
+        self._children.append(scope)
+        return scope
+
+    def bind(self, task: asyncio.Task[Any]) -> None:
+        """Tell the scope its task, and the run that it has one more."""
+        self._task = task
+        self.run.adopt(task)
+
+    def draw(self, name: str) -> str:
+        """The key of the next call of that name in this task."""
+        count = self._counts.get(name, 0) + 1
+        self._counts[name] = count
+        return self.path + (name if count == 1 else f"{name}#{count}")
+
+    @property
+    def path(self) -> str:
+        """The path of tasks, with a slash at its end; empty for the workflow's own code."""
+        if self._path is None:
+            assert self._parent is not None
+            self._parent.name_children()
+        assert self._path is not None
+        return self._path
+
+    def name_children(self) -> None:
+        """Give a segment to every task that was created so far, in order of creation."""
+        children, self._children = self._children, []
+        for child in children:
+            name = segment(child.label())
+            count = self._segments.get(name, 0) + 1
+            self._segments[name] = count
+            child.settle(f"{self.path}{occurrence(name, count)}/")
+
+    def label(self) -> str:
+        """The task's explicit name, else that of its coroutine."""
+        name = self._task.get_name() if self._task is not None else ""
+        return self._label if not name or _DEFAULT_NAME.fullmatch(name) else name
+
+    def settle(self, path: str) -> None:
+        """From now on this is the path."""
+        self._path = path
+
+    # --- what code finds here (the protocol Context) ---------------------------------------------------------------
+
+    def call(self, step: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Coroutine[Any, Any, Any]:
+        return self.run.call(self.draw(step.name), step, args, kwargs)
+
+    def value(self, name: str, make: Callable[[], Any]) -> Any:
+        return self.run.value(self.draw(f"{name}()"), make)
+
+    def time(self) -> str:
+        return self.run.time()
+
+    @property
+    def id(self) -> UUID:
+        return self.run.id
+
+    @property
+    def name(self) -> str:
+        return self.run.name
+
+    @property
+    def attempt(self) -> int:
+        return self.run.attempt
+
+    @property
+    def deadline(self) -> datetime | None:
+        return None
+
+    @property
+    def idempotency_key(self) -> str:
+        return str(self.run.id)
+
+    @property
+    def replaying(self) -> bool:
+        return self.run.replaying
+
+    @property
+    def logger(self) -> Any:
+        return self.run.logger
+
+    def check(self) -> None:
+        """Workflow code is cancelled at its awaits."""
+
+
+def install(loop: asyncio.AbstractEventLoop) -> Callable[[], None]:
+    """Give tasks of workflow code their scopes, on this loop; returns what puts the former factory back."""
+    former = loop.get_task_factory()
+
+    def factory(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Future[Any]:
+        scope = CURRENT.get()
+        if not isinstance(scope, Scope):
+            return _forward(former, loop, coroutine, options)
+        child = scope.child(coroutine)
+        context = options.pop("context", None) or contextvars.copy_context()
+        context.run(CURRENT.set, child)
+        task = _forward(former, loop, coroutine, options | {"context": context})
+        if isinstance(task, asyncio.Task):
+            child.bind(task)
+        return task
+
+    loop.set_task_factory(factory)  # type: ignore[arg-type]  # typeshed wants one signature; loops differ in theirs
+
+    def restore() -> None:
+        if loop.get_task_factory() is factory:
+            loop.set_task_factory(former)
+
+    return restore
+
+
+def _forward(
+    former: Any, loop: asyncio.AbstractEventLoop, coroutine: Any, options: dict[str, Any]
+) -> asyncio.Future[Any]:
+    if former is None:
+        return asyncio.Task(coroutine, loop=loop, **options)
+    return former(loop, coroutine, **options)  # type: ignore[no-any-return]

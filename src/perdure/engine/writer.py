@@ -1,0 +1,279 @@
+"""Group commit: what all runs of a worker record goes through one writer, many outcomes a commit.
+
+While one flush is in flight the next one gathers; an idle writer flushes at once. A flush is one statement, one commit,
+one fsync. It begins by locking the entries that it writes for (`record`: FOR SHARE; `complete`: those that end, FOR
+UPDATE), and every other part of it reads from those locks, so
+
+- claim, recovery, release and terminate wait for the flush, or the flush finds an entry missing: an old epoch can never
+  commit after a new one has loaded the history;
+- all of it is written or nothing.
+
+States of a part (what one run puts into a flush): gathered -> in flight -> written | lost | refused.
+
+What can go wrong, and why it is safe:
+
+- *Not held*: an entry has gone to somebody else (recovered, terminated). Nothing was written. A fresh read of the
+  entries says whose; those runs are lost (all their outcomes with them), the rest is sent again.
+- *Refused*: the database won't take some row (its data, or a checkpoint is there already). Halve until the culprit is
+  alone; only its run is told. The others commit.
+- *Interrupted, nothing sent*: again, until the database is back. The runs wait at their barriers meanwhile; when the
+  lease is over, they end, and so do their parts.
+- *In doubt*: the connection went while the statement was in flight. It is sent again, the same rows and nothing added.
+  What the first one may have done shows then: a flush is one transaction, so if any one row of it stands there with our
+  (worker id, epoch), all of it was committed. That is asked whenever the second finds something missing (the first has
+  deleted the entries) or already there (the first has inserted). If the first reaches the server after the second, it
+  finds the same, and writes nothing. Once in doubt, a part stays in doubt: also its halves ask.
+- *The process dies*: what wasn't committed is lost, and no effect was started that depended on it (the barrier of the
+  run); somebody else replays from what is there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Protocol
+from uuid import UUID
+
+import psycopg
+
+from perdure import telemetry
+from perdure.errors import ConfigurationError
+from perdure.model.keys import RESULT
+from perdure.model.records import Checkpoint
+from perdure.store.arrays import Array, BigInts, Floats, Ints, Texts, Times, Uuids, columns
+from perdure.store.database import Database, Interrupted, backoff
+from perdure.store.statements import SHARD
+
+_MAX_ROWS = 3000
+_MAX_BYTES = 8 * 1024 * 1024
+_WITNESSES = 100
+_COLUMNS = (Uuids, BigInts, Texts, Texts, Ints, Texts, Texts, BigInts, Ints, Floats, Floats)
+
+
+class Writing(Protocol):
+    """A run, as the writer sees it."""
+
+    id: UUID
+    name: str
+    worker_id: UUID
+    epoch: int
+    recoveries: int
+    started_at: datetime
+
+    def written(self, checkpoints: int) -> None:
+        """So many of its outcomes, the oldest ones, are durable."""
+
+    def ended(self, status: str, payload: str) -> None:
+        """Its result is durable."""
+
+    def lost(self, reason: str) -> None:
+        """This worker doesn't hold it any more."""
+
+    def refused(self, reason: str) -> None:
+        """The database won't take what it records."""
+
+
+class Part:
+    """What one run puts into a flush."""
+
+    __slots__ = ("checkpoints", "result", "run", "size")
+
+    def __init__(self, run: Writing) -> None:
+        self.run = run
+        self.checkpoints: list[Checkpoint] = []
+        self.result: tuple[str, str] | None = None
+        self.size = 0
+
+
+class Writer:
+    """Gathers what runs record, and flushes it: one task, one flush at a time."""
+
+    def __init__(self, database: Database, version: str) -> None:
+        self._database = database
+        self._version = version
+        self._parts: dict[Writing, Part] = {}
+        self._work = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    # --- what runs ask for -----------------------------------------------------------------------------------------
+
+    def record(self, run: Writing, checkpoint: Checkpoint) -> None:
+        """An outcome of a run that goes on."""
+        part = self._part(run)
+        part.checkpoints.append(checkpoint)
+        part.size += len(checkpoint.payload or "")
+
+    def complete(self, run: Writing, status: str, payload: str) -> None:
+        """The end of a run: in one flush with whatever of it isn't durable yet."""
+        part = self._part(run)
+        part.result = (status, payload)
+        part.size += len(payload)
+
+    def discard(self, run: Writing) -> None:
+        """That run is over here: what it had gathered is dropped."""
+        self._parts.pop(run, None)
+
+    @property
+    def backlog(self) -> int:
+        """How many runs wait to be written."""
+        return len(self._parts)
+
+    async def drained(self) -> None:
+        """Wait until everything that was gathered is written or lost."""
+        await self._idle.wait()
+
+    def _part(self, run: Writing) -> Part:
+        part = self._parts.get(run)
+        if part is None:
+            part = self._parts[run] = Part(run)
+            self._idle.clear()
+            self._work.set()
+        return part
+
+    # --- the one task ----------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Flush until cancelled."""
+        while True:
+            await self._work.wait()
+            parts = self._gather()
+            if parts:
+                await self._flush(parts)
+            if not self._parts:
+                self._work.clear()
+                self._idle.set()
+
+    def _gather(self) -> list[Part]:
+        """The oldest parts, of one worker id, up to what one flush should carry."""
+        taken: list[Part] = []
+        rows = size = 0
+        for part in self._parts.values():
+            if taken and (
+                rows >= _MAX_ROWS or size + part.size > _MAX_BYTES or part.run.worker_id != taken[0].run.worker_id
+            ):
+                break
+            taken.append(part)
+            rows += len(part.checkpoints) + 1
+            size += part.size
+        for part in taken:
+            del self._parts[part.run]
+        return taken
+
+    async def _flush(self, parts: list[Part], *, in_doubt: bool = False) -> None:
+        """Write these parts, or find out which can't be; returns when each was told."""
+        pauses = backoff()
+        interrupted = False
+        while parts:
+            try:
+                if await self._write(parts) or (in_doubt and await self._was_committed(parts)):
+                    return self._acknowledge(parts)
+                parts = await self._without_lost(parts)
+            except Interrupted as interruption:
+                if interruption.outcome_unknown:
+                    in_doubt = True
+                    telemetry.emit(telemetry.FlushInDoubt(workflows=len(parts), reason=interruption.reason))
+                elif not interrupted:
+                    telemetry.emit(telemetry.DatabaseLost(component="writer", reason=interruption.reason))
+                interrupted = True
+                await asyncio.sleep(next(pauses))
+            except ConfigurationError as error:
+                telemetry.emit(telemetry.DatabaseLost(component="writer", reason=str(error)))
+                await asyncio.sleep(next(pauses))
+            except psycopg.Error as error:
+                return await self._split(parts, error, in_doubt=in_doubt)
+        return None
+
+    async def _split(self, parts: list[Part], error: psycopg.Error, *, in_doubt: bool) -> None:
+        """Something among these is refused: halve, until the culprit is alone."""
+        if in_doubt and await self._settled(parts):
+            return self._acknowledge(parts)
+        if len(parts) > 1:
+            middle = len(parts) // 2
+            await self._flush(parts[:middle], in_doubt=in_doubt)
+            await self._flush(parts[middle:], in_doubt=in_doubt)
+            return None
+        run = parts[0].run
+        reason = str(error).partition("\n")[0]
+        if isinstance(error, psycopg.errors.UniqueViolation):
+            return run.lost(f"one of its checkpoints is there already ({reason})")
+        telemetry.emit(telemetry.CheckpointRefused(workflow_id=run.id, name=run.name, reason=reason))
+        return run.refused(reason)
+
+    def _acknowledge(self, parts: list[Part]) -> None:
+        if telemetry.wanted(telemetry.FlushCommitted):
+            telemetry.emit(
+                telemetry.FlushCommitted(
+                    workflows=len(parts),
+                    checkpoints=sum(len(part.checkpoints) for part in parts),
+                    ended=sum(part.result is not None for part in parts),
+                )
+            )
+        for part in parts:
+            if part.checkpoints:
+                part.run.written(len(part.checkpoints))
+            if part.result is not None:
+                part.run.ended(*part.result)
+
+    # --- statements ------------------------------------------------------------------------------------------------
+
+    async def _write(self, parts: Sequence[Part]) -> bool:
+        """One flush; false: something isn't held, and nothing was written."""
+        worker_id = parts[0].run.worker_id
+        going = [part.run for part in parts if part.result is None]
+        rows = [(part.run.id, part.run.epoch, *checkpoint) for part in parts for checkpoint in part.checkpoints]
+        recorded: list[Any] = [
+            SHARD,
+            worker_id,
+            Uuids([run.id for run in going]),
+            sum(run.epoch for run in going),
+            self._version,
+            *columns(rows, _COLUMNS),
+        ]
+        ended = [(part.run, *part.result) for part in parts if part.result is not None]
+        if not ended:
+            (answer,) = await self._database.attempt("record", *recorded)
+            return bool(answer.held)
+        results: list[Array | int] = [
+            Uuids([run.id for run, _, _ in ended]),
+            sum(run.epoch for run, _, _ in ended),
+            Texts([status for _, status, _ in ended]),
+            Texts([payload for _, _, payload in ended]),
+            BigInts([run.epoch for run, _, _ in ended]),
+            Ints([run.recoveries for run, _, _ in ended]),
+            Times([run.started_at for run, _, _ in ended]),
+        ]
+        (answer,) = await self._database.attempt("complete", *recorded, *results)
+        return bool(answer.held)
+
+    async def _was_committed(self, parts: Sequence[Part]) -> bool:
+        """Whether a flush without an answer took effect: any one of its rows tells."""
+        rows = [(part.run.id, checkpoint.key, part.run.epoch) for part in parts for checkpoint in part.checkpoints]
+        rows += [(part.run.id, RESULT, part.run.epoch) for part in parts if part.result is not None]
+        witnesses = columns(rows[:_WITNESSES], (Uuids, Texts, BigInts))
+        (answer,) = await self._database.attempt("recorded", SHARD, parts[0].run.worker_id, *witnesses)
+        return bool(answer.committed)
+
+    async def _settled(self, parts: Sequence[Part]) -> bool:
+        """The same, asked until the database answers."""
+        for pause in backoff():
+            try:
+                return await self._was_committed(parts)
+            except (Interrupted, ConfigurationError):
+                await asyncio.sleep(pause)
+        raise AssertionError("backoff never ends")
+
+    async def _without_lost(self, parts: list[Part]) -> list[Part]:
+        """Tell the runs that this worker no longer holds; returns the parts of the others."""
+        worker_id = parts[0].run.worker_id
+        ids = Uuids([part.run.id for part in parts])
+        rows = await self._database.attempt("held_among", SHARD, worker_id, ids)
+        held = {row.workflow_id: row.epoch for row in rows}
+        rest: list[Part] = []
+        for part in parts:
+            if held.get(part.run.id) == part.run.epoch:
+                rest.append(part)
+            else:
+                part.run.lost("another worker or an operator has taken it")
+        return rest

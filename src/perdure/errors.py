@@ -1,0 +1,289 @@
+"""The errors of perdure: one class for each thing that a caller would do differently.
+
+    PerdureError
+    ├── ConfigurationError        what you set doesn't work: URL, password, rights, server version (CLI: exit code 2)
+    │   └── SchemaError           the schema is missing, half-migrated, or newer than this code can work on
+    ├── DatabaseUnavailable       no answer for `connect_timeout`; send again, with the same key
+    ├── SerializationError        a value that JSON can't carry; nothing was written
+    ├── InvalidArguments          arguments that don't fit the workflow's signature
+    ├── DuplicateName             two functions of one name in an app
+    ├── UnknownWorkflow           a name that the app doesn't have
+    ├── WorkflowNotFound          no workflow of that id
+    ├── KeyConflict               the key is taken (`on_conflict="raise"`)
+    ├── NotInWorkflow             a primitive called where no workflow runs it
+    ├── WrongPlace                a verb called where it can't work (blocking in a running loop, ...)
+    ├── ReplayMismatch            the code asks for other steps than the ones that were recorded
+    ├── RecoveryLimitExceeded     workers kept dying while they ran this workflow
+    ├── ResultTimeout             the workflow hasn't ended yet; it goes on
+    ├── StepTimeout               an attempt took longer than the step's `timeout=`
+    ├── StepFailed                a step failed with an error that this app doesn't know as a class
+    └── WorkflowFailed            the same for a workflow
+        └── WorkflowCancelled
+
+Every class keeps what it was made with in `args`, so that it survives pickling and can be rebuilt from a record.
+`RunEnded` is no error but an order: it unwinds the code of a run that this process no longer holds.
+"""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+
+class PerdureError(Exception):
+    """The root of all errors that perdure raises on purpose."""
+
+
+class ConfigurationError(PerdureError):
+    """Something that was set (a URL, a password, rights, a server) doesn't work, and trying again won't help."""
+
+
+class SchemaError(ConfigurationError):
+    """The schema in the database isn't one that this version of perdure can work on."""
+
+
+class DatabaseUnavailable(PerdureError, ConnectionError):
+    """The database gave no answer for as long as the caller was willing to wait.
+
+    Attributes:
+        outcome_unknown: A request was under way when the connection went: it may have taken effect.
+    """
+
+    def __init__(self, reason: str, outcome_unknown: bool = False) -> None:
+        super().__init__(reason, outcome_unknown)
+        self.reason = reason
+        self.outcome_unknown = outcome_unknown
+
+    def __str__(self) -> str:
+        if self.outcome_unknown:
+            advice = "it may have taken effect; send it again, with the same key, to be sure"
+        else:
+            advice = "nothing was written; check that PostgreSQL runs, and send it again"
+        return f"the database can't be reached: {self.reason}; {advice}"
+
+
+class SerializationError(PerdureError, TypeError):
+    """A value that JSON can't carry there and back; it was refused before anything was written.
+
+    Attributes:
+        where: What the value was for, such as "the result of step 'charge'".
+        type_name: The type of the culprit.
+        reason: Why, and what to do.
+    """
+
+    def __init__(self, where: str, type_name: str, reason: str) -> None:
+        super().__init__(where, type_name, reason)
+        self.where = where
+        self.type_name = type_name
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.where} ({self.type_name}) can't be stored: {self.reason}"
+
+
+class InvalidArguments(PerdureError, TypeError):
+    """The arguments don't fit the signature of the workflow.
+
+    Attributes:
+        name: The workflow.
+        reason: Which argument, and why.
+    """
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(name, reason)
+        self.name = name
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"invalid arguments for workflow {self.name!r}: {self.reason}"
+
+
+class DuplicateName(PerdureError, ValueError):
+    """Two functions of one app have the same name, so a recorded name would be ambiguous."""
+
+    def __init__(self, kind: str, name: str, first: str, second: str) -> None:
+        super().__init__(kind, name, first, second)
+        self.kind, self.name, self.first, self.second = kind, name, first, second
+
+    def __str__(self) -> str:
+        return f"two {self.kind}s are named {self.name!r}: {self.first} and {self.second}; give one of them name=..."
+
+
+class UnknownWorkflow(PerdureError, LookupError):
+    """The app has no workflow of that name."""
+
+    def __init__(self, name: str, known: tuple[str, ...] = ()) -> None:
+        super().__init__(name, known)
+        self.name = name
+        self.known = known
+
+    def __str__(self) -> str:
+        known = ", ".join(self.known) if self.known else "none"
+        return f"no workflow is named {self.name!r}; this app has: {known} (is a module missing in include=?)"
+
+
+class WorkflowNotFound(PerdureError, LookupError):
+    """No workflow has that id (or it was deleted by retention)."""
+
+    def __init__(self, workflow_id: UUID) -> None:
+        super().__init__(workflow_id)
+        self.workflow_id = workflow_id
+
+    def __str__(self) -> str:
+        return f"there is no workflow {str(self.workflow_id)!r}; check the id and the schema, or retention deleted it"
+
+
+class KeyConflict(PerdureError, ValueError):
+    """The key is taken: a workflow of that name was started under it before.
+
+    Attributes:
+        workflow_id: The workflow that holds the key.
+    """
+
+    def __init__(self, name: str, key: str, workflow_id: UUID) -> None:
+        super().__init__(name, key, workflow_id)
+        self.name = name
+        self.key = key
+        self.workflow_id = workflow_id
+
+    def __str__(self) -> str:
+        return (
+            f"key {self.key!r} of workflow {self.name!r} is held by {self.workflow_id}; "
+            "use another key, or on_conflict='attach'"
+        )
+
+
+class NotInWorkflow(PerdureError, RuntimeError):
+    """A primitive of workflow code was called where no workflow runs it."""
+
+    def __init__(self, what: str, advice: str = "call it inside a workflow function") -> None:
+        super().__init__(what, advice)
+        self.what = what
+        self.advice = advice
+
+    def __str__(self) -> str:
+        return f"{self.what} was called outside a workflow; {self.advice}"
+
+
+class WrongPlace(PerdureError, RuntimeError):
+    """A verb was called where it can't do its work."""
+
+
+class ReplayMismatch(PerdureError, RuntimeError):
+    """The code asks for something else than what was recorded under that key.
+
+    Attributes:
+        key: Where in the workflow.
+        recorded: What stands there.
+        asked: What the code asked for.
+    """
+
+    def __init__(self, key: str, recorded: str, asked: str) -> None:
+        super().__init__(key, recorded, asked)
+        self.key = key
+        self.recorded = recorded
+        self.asked = asked
+
+    def __str__(self) -> str:
+        return (
+            f"replay of {self.key!r} found {self.recorded}, but the code asks for {self.asked}; "
+            "restore the old call, give the step another name=, or match='name' if its arguments may differ"
+        )
+
+
+class RecoveryLimitExceeded(PerdureError, RuntimeError):
+    """Worker after worker died while it ran this workflow, and none recorded anything new."""
+
+    def __init__(self, recoveries: int) -> None:
+        super().__init__(recoveries)
+        self.recoveries = recoveries
+
+    def __str__(self) -> str:
+        return (
+            f"{self.recoveries} workers in a row were lost while they ran this workflow, without any progress; "
+            "look for a step that kills its process (memory, a crash in C code)"
+        )
+
+
+class ResultTimeout(PerdureError, TimeoutError):
+    """The result wasn't there in time. The workflow goes on; ask again whenever you like."""
+
+    def __init__(self, workflow_id: UUID) -> None:
+        super().__init__(workflow_id)
+        self.workflow_id = workflow_id
+
+    def __str__(self) -> str:
+        return f"workflow {self.workflow_id} hasn't ended yet; it goes on, and result() may be called again"
+
+
+class StepTimeout(PerdureError, TimeoutError):
+    """An attempt at a step took longer than its `timeout=`."""
+
+    def __init__(self, name: str, seconds: float) -> None:
+        super().__init__(name, seconds)
+        self.name = name
+        self.seconds = seconds
+
+    def __str__(self) -> str:
+        return f"step {self.name!r} took longer than its timeout of {self.seconds:g} s"
+
+
+class _Failed(PerdureError):
+    """What the two kinds of recorded failure share."""
+
+    _what = "it"
+
+    def __init__(self, type: str, message: str, traceback: str = "", attempts: int = 1) -> None:
+        super().__init__(type, message, traceback, attempts)
+        self.type = type
+        self.message = message
+        self.traceback = traceback
+        self.attempts = attempts
+
+
+class StepFailed(_Failed):
+    """A step failed with an error whose class this app doesn't know.
+
+    Attributes:
+        type: The qualified name of the class that was raised.
+        message: Its text.
+        traceback: Where it was raised, as text.
+        attempts: How many attempts were made.
+    """
+
+    def __str__(self) -> str:
+        return (
+            f"{self.type}: {self.message} (after {self.attempts} attempt{'s' if self.attempts != 1 else ''}; "
+            f"to catch it as itself, name the class in @step(raises=...) or App(errors=...))"
+        )
+
+
+class WorkflowFailed(_Failed):
+    """A workflow failed with an error whose class this app doesn't know.
+
+    Attributes:
+        type: The qualified name of the class that was raised.
+        message: Its text.
+        traceback: Where it was raised, as text.
+        attempts: How many attempts were made.
+    """
+
+    def __str__(self) -> str:
+        return f"{self.type}: {self.message} (to catch it as itself, name the class in App(errors=...))"
+
+
+class WorkflowCancelled(WorkflowFailed):
+    """The workflow was cancelled before it came to an end."""
+
+    def __init__(self, reason: str = "") -> None:
+        PerdureError.__init__(self, reason)
+        self.type = "perdure.WorkflowCancelled"
+        self.message = reason
+        self.traceback = ""
+        self.attempts = 1
+
+    def __str__(self) -> str:
+        return f"the workflow was cancelled{': ' + self.message if self.message else ''}"
+
+
+class RunEnded(BaseException):
+    """This process no longer holds the run: its code must unwind, and nothing that it still asks for is done."""

@@ -1,0 +1,123 @@
+"""A handle: one workflow, seen from outside."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any, Generic, Protocol, cast
+from uuid import UUID
+
+from typing_extensions import TypeVar
+
+from perdure.codec import Shape
+from perdure.errors import (
+    ReplayMismatch,
+    ResultTimeout,
+    SerializationError,
+    WorkflowCancelled,
+    WorkflowFailed,
+    WorkflowNotFound,
+)
+from perdure.failures import Catalogue
+from perdure.model.records import Result, StepInfo, WorkflowInfo, info
+from perdure.model.statuses import Status
+from perdure.session import Session
+from perdure.store.arrays import Uuids
+
+R_co = TypeVar("R_co", covariant=True, default=Any)
+
+
+class Owner(Protocol):
+    """What a handle needs of its client."""
+
+    def session(self) -> Session: ...
+    @property
+    def catalogue(self) -> Catalogue: ...
+    def decoded(self, text: str) -> str: ...
+
+
+class Handle(Generic[R_co]):
+    """One workflow: ask it for its result, its status, its steps.
+
+    Attributes:
+        id: Its id, a UUIDv7.
+        key: The key that it was started under, if any.
+        started: Whether the start that gave this handle made it; False where it attached to an existing one.
+    """
+
+    def __init__(
+        self,
+        owner: Owner,
+        id: UUID,
+        shape: Shape,
+        *,
+        key: str | None = None,
+        started: bool = True,
+        is_known: bool = True,
+    ) -> None:
+        self._owner = owner
+        self._shape = shape
+        self._is_known = is_known
+        self._is_local = False
+        self.id = id
+        self.key = key
+        self.started = started
+
+    async def result(self, *, timeout: timedelta | None = None) -> R_co:
+        """Wait until the workflow has ended, and return what it returned.
+
+        Raises:
+            ResultTimeout: It hasn't ended in time; it goes on.
+            WorkflowFailed: It failed; errors that the app knows, and built-in ones, are raised as themselves.
+            WorkflowCancelled: It was cancelled.
+            WorkflowNotFound: There is no such workflow.
+        """
+        waiting = self._owner.session().results.wait(self.id, is_known=self._is_known, is_local=self._is_local)
+        if timeout is None:
+            return self._outcome(await waiting)
+        try:
+            async with asyncio.timeout(timeout.total_seconds()) as limit:
+                result = await waiting
+        except TimeoutError:
+            if limit.expired():
+                raise ResultTimeout(self.id) from None
+            raise
+        return self._outcome(result)
+
+    async def status(self) -> Status:
+        """Where the workflow stands.
+
+        Raises:
+            WorkflowNotFound: There is no such workflow.
+        """
+        return (await self.describe()).status
+
+    async def describe(self) -> WorkflowInfo:
+        """Its row of the view `workflows`.
+
+        Raises:
+            WorkflowNotFound: There is no such workflow.
+        """
+        rows = await self._owner.session().database.fetch("describe", Uuids([self.id]))
+        if not rows:
+            raise WorkflowNotFound(self.id)
+        return info(WorkflowInfo, rows[0], self._owner.decoded)
+
+    async def steps(self) -> Sequence[StepInfo]:
+        """Its rows of the view `workflow_steps`, in the order in which its code got the outcomes."""
+        rows = await self._owner.session().database.fetch("steps", self.id)
+        return [info(StepInfo, row, self._owner.decoded) for row in rows]
+
+    def _outcome(self, result: Result) -> R_co:
+        if result.status == "cancelled":
+            raise WorkflowCancelled(str(result.payload))
+        if result.status != "success":
+            raise self._owner.catalogue.rebuild(result.payload, WorkflowFailed)
+        try:
+            return cast("R_co", self._shape.load(self._owner.decoded(result.payload)))
+        except (ValueError, SerializationError) as error:
+            raise ReplayMismatch("$result", "a result that doesn't fit its annotation", str(error)) from error
+
+    def __repr__(self) -> str:
+        return f"<handle {self.id}>"

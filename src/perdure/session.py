@@ -1,0 +1,92 @@
+"""What a client has for one event loop: the pool, the starter, the results that are waited for, and the hints."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+from uuid import UUID
+
+from perdure.config import Settings
+from perdure.results import Results
+from perdure.starter import Local, Starter
+from perdure.store.database import Database
+from perdure.store.listener import Listener, Notifier
+
+
+class Resident(Local, Protocol):
+    """A worker that lives on this loop."""
+
+    def hint(self, queue: str) -> None:
+        """Something is pending there."""
+
+    def results_wanted(self) -> None:
+        """Somebody, somewhere, waits for results."""
+
+
+class Session:
+    """Belongs to one event loop; made at the first verb, closed with the client."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.database = Database(settings)
+        self.notifier = Notifier(self.database)
+        self.listener = Listener(self.database, self._on_hint)
+        self.starter = Starter(self.database, settings, on_started=self._on_started)
+        self.results = Results(self.database, say_waiting=self._say_waiting, hears=lambda: self.listener.hears)
+        self._listening: asyncio.Task[None] | None = None
+        self._resident: Resident | None = None
+
+    def listen(self) -> None:
+        """Hear hints from now on: whoever waits for something calls this."""
+        if self._listening is None:
+            self._listening = asyncio.ensure_future(self.listener.run())
+
+    def move_in(self, resident: Resident) -> None:
+        """A worker lives here from now on: starts may be claimed at birth, hints go to it."""
+        self._resident = resident
+        self.starter.local = resident
+        self.listen()
+
+    def move_out(self) -> None:
+        """The worker leaves."""
+        self._resident = None
+        self.starter.local = None
+
+    @property
+    def has_resident(self) -> bool:
+        """Whether a worker lives on this loop."""
+        return self._resident is not None
+
+    async def close(self) -> None:
+        """Close everything; what callers still wait for is cancelled."""
+        await self.starter.close()
+        await self.results.close()
+        await self.notifier.close()
+        if self._listening is not None:
+            self._listening.cancel()
+            await asyncio.wait({self._listening})
+        await self.database.close()
+
+    def _on_started(self, queues: set[str]) -> None:
+        for queue in queues:
+            if self._resident is not None:
+                self._resident.hint(queue)
+            self.notifier.notify(f"queue {queue}")
+
+    def _say_waiting(self) -> None:
+        self.listen()
+        self.notifier.notify("waiting")
+        if self._resident is not None:
+            self._resident.results_wanted()
+
+    def _on_hint(self, hint: str) -> None:
+        kind, _, rest = hint.partition(" ")
+        if kind == "queue" and self._resident is not None:
+            self._resident.hint(rest)
+        elif kind == "waiting" and self._resident is not None:
+            self._resident.results_wanted()
+        elif kind == "result":
+            try:
+                self.results.hint(UUID(rest))
+            except ValueError:
+                pass  # anybody may NOTIFY

@@ -1,0 +1,289 @@
+"""Starting workflows: what many callers start at the same time goes to the database in one statement.
+
+Two lanes, each a task that sends one batch at a time while the next one gathers:
+
+- the plain one: rows, inputs and entries are only inserted, so nothing can be in its way;
+- the keyed one, for starts under a key or at a later time: they may meet somebody else's open transaction that holds a
+  key, so they have a connection and a lock timeout of their own, and who waits, waits alone.
+
+A start is acknowledged when it is committed. Sent again after a lost answer, it recognises its own by its id. A row
+that the database refuses is separated by halving; only its caller gets the error. Where a worker of this process may run
+it at once (`Local.reserve`), the entry is born claimed, and the run begins when the start is durable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Protocol
+from uuid import UUID
+
+import psycopg
+
+from perdure.config import Settings
+from perdure.errors import ConfigurationError, DatabaseUnavailable, KeyConflict, PerdureError, SerializationError
+from perdure.model.records import Claim
+from perdure.store import programs
+from perdure.store.arrays import Uuids
+from perdure.store.database import Database, Interrupted, backoff
+from perdure.store.programs import NewWorkflow, Started
+from perdure.store.statements import SHARD
+
+_MOST_PLAIN = 1000
+_MOST_KEYED = 200
+_LOCK_TIMEOUT = "1s"
+
+
+class Local(Protocol):
+    """A worker in this process, on this loop."""
+
+    @property
+    def worker_id(self) -> UUID: ...
+    def reserve(self, queue: str, name: str, id: UUID) -> bool:
+        """Whether this workflow may be claimed at its birth; the slot is taken if so."""
+        ...
+
+    def launch(self, claims: Sequence[Claim]) -> None:
+        """Run what was claimed at its birth."""
+
+    def forget(self, ids: Sequence[UUID], *, in_doubt: bool) -> None:
+        """Slots that were reserved and aren't needed; in doubt: the entries may be ours all the same."""
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    """A start under way."""
+
+    new: NewWorkflow
+    future: asyncio.Future[Started]
+    deadline: float
+    outcome_unknown: bool = False
+
+
+class Starter:
+    """Starts workflows, in batches."""
+
+    def __init__(self, database: Database, settings: Settings, *, on_started: Callable[[set[str]], None]) -> None:
+        self._database = database
+        self._patience = settings.connect_timeout.total_seconds()
+        self._on_started = on_started
+        self._plain = _Lane(self._send_plain, _MOST_PLAIN)
+        self._keyed = _Lane(self._send_keyed, _MOST_KEYED)
+        self.local: Local | None = None
+
+    async def start(self, news: Sequence[NewWorkflow]) -> list[Started]:
+        """Start these; returns when all are durable.
+
+        Raises:
+            KeyConflict: A key is taken, and the start asked to be told.
+            DatabaseUnavailable: No answer for `connect_timeout`.
+            SerializationError: The database refuses a row.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._patience
+        futures: list[asyncio.Future[Started]] = []
+        for new in news:
+            future: asyncio.Future[Started] = loop.create_future()
+            futures.append(future)
+            (self._plain if new.is_plain else self._keyed).put(_Waiting(new, future, deadline))
+        if len(futures) == 1:
+            return [await futures[0]]
+        outcomes = await asyncio.gather(*futures, return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
+        return [outcome for outcome in outcomes if isinstance(outcome, Started)]
+
+    async def close(self) -> None:
+        """Nothing new; what is under way is awaited briefly."""
+        await self._plain.close()
+        await self._keyed.close()
+
+    # --- the plain lane --------------------------------------------------------------------------------------------
+
+    async def _send_plain(self, waiting: list[_Waiting]) -> None:
+        local = self.local
+        if local is None:
+            return await self._insert(waiting, None)
+        born_claimed = [one for one in waiting if local.reserve(one.new.queue, one.new.name, one.new.id)]
+        if born_claimed:
+            taken = {one.new.id for one in born_claimed}
+            await self._insert(born_claimed, local)
+            waiting = [one for one in waiting if one.new.id not in taken]
+        if waiting:
+            await self._insert(waiting, None)
+        return None
+
+    async def _insert(self, waiting: list[_Waiting], local: Local | None) -> None:
+        """Insert these, or find out which can't be; each is told."""
+        in_doubt = False
+        for pause in backoff():
+            worker_id = local.worker_id if local is not None else None
+            news = [one.new for one in waiting]
+            try:
+                if in_doubt and await self._are_there(news):
+                    rows: Sequence[Any] = ()
+                else:
+                    rows = await self._database.attempt("start", *programs.start_params(news, worker_id))
+                return self._inserted(waiting, local, worker_id, rows, in_doubt=in_doubt)
+            except Interrupted as interruption:
+                in_doubt |= interruption.outcome_unknown
+                waiting = self._give_up(waiting, interruption, local)
+            except psycopg.errors.UniqueViolation:
+                if not in_doubt:
+                    raise  # two equal ids: the client's clock and its random numbers are broken
+            except psycopg.Error as error:
+                if local is not None:
+                    local.forget([one.new.id for one in waiting], in_doubt=in_doubt)
+                return await self._halve(waiting, error)
+            except ConfigurationError as error:
+                if local is not None:
+                    local.forget([one.new.id for one in waiting], in_doubt=in_doubt)
+                return _tell_all(waiting, error)
+            if not waiting:
+                return None
+            await asyncio.sleep(pause)
+        raise AssertionError("backoff never ends")
+
+    async def _halve(self, waiting: list[_Waiting], error: psycopg.Error) -> None:
+        if len(waiting) == 1:
+            return _tell_all(waiting, _refused(waiting[0].new, error))
+        middle = len(waiting) // 2
+        await self._insert(waiting[:middle], None)
+        await self._insert(waiting[middle:], None)
+        return None
+
+    async def _are_there(self, news: Sequence[NewWorkflow]) -> bool:
+        """Whether a start without an answer took effect: it is one transaction, so any one of its rows tells."""
+        return bool(await self._database.attempt("started", SHARD, Uuids([news[0].id])))
+
+    def _inserted(
+        self,
+        waiting: list[_Waiting],
+        local: Local | None,
+        worker_id: UUID | None,
+        rows: Sequence[Any],
+        *,
+        in_doubt: bool,
+    ) -> None:
+        running: dict[UUID, datetime] = {row.workflow_id: row.started_at for row in rows}
+        if local is not None and worker_id is not None:
+            local.forget([one.new.id for one in waiting if one.new.id not in running], in_doubt=in_doubt)
+            local.launch([_claim(one.new, worker_id, running[one.new.id]) for one in waiting if one.new.id in running])
+        queues = {one.new.queue for one in waiting if one.new.id not in running}
+        if queues:
+            self._on_started(queues)
+        for one in waiting:
+            if not one.future.done():
+                one.future.set_result(Started(id=one.new.id, started=True))
+
+    def _give_up(self, waiting: list[_Waiting], interruption: Interrupted, local: Local | None) -> list[_Waiting]:
+        """Tell those whose patience is at an end; returns the others."""
+        now = asyncio.get_running_loop().time()
+        for one in waiting:
+            one.outcome_unknown |= interruption.outcome_unknown
+        late = [one for one in waiting if one.deadline <= now]
+        for one in late:
+            _tell_all([one], DatabaseUnavailable(interruption.reason, one.outcome_unknown))
+        if late and local is not None:
+            local.forget([one.new.id for one in late], in_doubt=True)
+        return [one for one in waiting if one.deadline > now]
+
+    # --- the keyed lane --------------------------------------------------------------------------------------------
+
+    async def _send_keyed(self, waiting: list[_Waiting]) -> None:
+        for pause in backoff():
+            try:
+                outcomes = await self._start_keyed([one.new for one in waiting])
+            except Interrupted as interruption:
+                waiting = self._give_up(waiting, interruption, None)
+            except psycopg.errors.LockNotAvailable:
+                if len(waiting) > 1:
+                    return await self._halve_keyed(waiting)
+                reason = f"key {waiting[0].new.key!r} is held by a transaction that somebody leaves open"
+                waiting = self._give_up(waiting, Interrupted(reason, outcome_unknown=False), None)
+            except psycopg.Error as error:
+                if len(waiting) > 1:
+                    return await self._halve_keyed(waiting)
+                return _tell_all(waiting, _refused(waiting[0].new, error))
+            except ConfigurationError as error:
+                return _tell_all(waiting, error)
+            else:
+                return self._keyed_started(waiting, outcomes)
+            if not waiting:
+                return None
+            await asyncio.sleep(pause)
+        raise AssertionError("backoff never ends")
+
+    async def _halve_keyed(self, waiting: list[_Waiting]) -> None:
+        """Side by side: the half that waits for somebody must not hold up the other."""
+        middle = len(waiting) // 2
+        await asyncio.gather(self._send_keyed(waiting[:middle]), self._send_keyed(waiting[middle:]))
+
+    async def _start_keyed(self, news: list[NewWorkflow]) -> list[Started | KeyConflict]:
+        program = programs.start_keyed(news, lock_timeout=_LOCK_TIMEOUT)
+        replaces = any(new.on_conflict == "replace_finished" for new in news)
+        return await self._database.run_program(program, transaction=replaces)
+
+    def _keyed_started(self, waiting: list[_Waiting], outcomes: list[Started | KeyConflict]) -> None:
+        queues: set[str] = set()
+        for one, outcome in zip(waiting, outcomes, strict=True):
+            if isinstance(outcome, KeyConflict):
+                _tell_all([one], outcome)
+                continue
+            if outcome.started and one.new.delay is None and one.new.start_at is None:
+                queues.add(one.new.queue)
+            if not one.future.done():
+                one.future.set_result(outcome)
+        if queues:
+            self._on_started(queues)
+
+
+class _Lane:
+    """One task that sends one batch at a time, while the next one gathers; it lives only while there is work."""
+
+    def __init__(self, send: Callable[[list[_Waiting]], Any], most: int) -> None:
+        self._send = send
+        self._most = most
+        self._waiting: list[_Waiting] = []
+        self._task: asyncio.Task[None] | None = None
+
+    def put(self, one: _Waiting) -> None:
+        self._waiting.append(one)
+        if self._task is None:
+            self._task = asyncio.ensure_future(self._run())
+
+    async def close(self) -> None:
+        if task := self._task:
+            await asyncio.wait({task}, timeout=2)
+            task.cancel()
+
+    async def _run(self) -> None:
+        try:
+            while self._waiting:
+                batch, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
+                try:
+                    await self._send(batch)
+                except Exception as error:  # whatever it is, nobody may wait for ever
+                    _tell_all(batch, error)
+        finally:
+            self._task = None
+
+
+def _tell_all(waiting: Sequence[_Waiting], error: Exception) -> None:
+    for one in waiting:
+        if not one.future.done():
+            one.future.set_exception(error)
+
+
+def _refused(new: NewWorkflow, error: psycopg.Error) -> PerdureError:
+    reason = str(error).partition("\n")[0]
+    return SerializationError(f"the start of workflow {new.name!r}", "as PostgreSQL sees it", reason)
+
+
+def _claim(new: NewWorkflow, worker_id: UUID, started_at: datetime) -> Claim:
+    return Claim(
+        workflow_id=new.id, name=new.name, worker_id=worker_id, epoch=1, input=new.input, started_at=started_at
+    )

@@ -1,0 +1,1 @@
+"""SQL and connections: everything that talks to PostgreSQL."""

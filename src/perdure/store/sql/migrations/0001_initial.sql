@@ -1,0 +1,268 @@
+-- The tables of perdure. Three planes, because they age differently:
+--   queue_entries   hot and narrow: a row exists only while a workflow is pending or running
+--   workflow_rows   one row a workflow, inserted at start, not touched when it ends
+--   checkpoints     append-only: the input, every step's outcome, the result
+-- so the tables that grow take inserts only, and the one that churns stays tiny.
+-- :oldest-code 1
+
+-- The only clock in SQL; tests replace it by a function that reads a table.
+CREATE FUNCTION perdure.now() RETURNS timestamptz
+    LANGUAGE sql STABLE PARALLEL SAFE
+    AS 'SELECT pg_catalog.statement_timestamp()';
+
+CREATE TABLE perdure.installation (
+    shard int4 NOT NULL,
+    id uuid NOT NULL,
+    created_at timestamptz NOT NULL,
+    PRIMARY KEY (shard)
+);
+INSERT INTO perdure.installation (shard, id, created_at)
+VALUES (1, pg_catalog.gen_random_uuid(), perdure.now());
+
+CREATE TABLE perdure.workflow_rows (
+    shard int4 NOT NULL,
+    id uuid NOT NULL,
+    name text NOT NULL,
+    key text,
+    queue text NOT NULL,
+    priority int4 NOT NULL DEFAULT 0,
+    partition text,
+    parent_id uuid,
+    deadline timestamptz,
+    version text,
+    attributes json,
+    wakes int8 NOT NULL DEFAULT 0,
+    created_at timestamptz NOT NULL,
+    PRIMARY KEY (shard, id)
+) WITH (autovacuum_vacuum_insert_scale_factor = 0.05);
+
+CREATE UNIQUE INDEX workflow_rows_key ON perdure.workflow_rows (shard, name, key) WHERE key IS NOT NULL;
+
+CREATE TABLE perdure.checkpoints (
+    shard int4 NOT NULL,
+    workflow_id uuid NOT NULL,
+    key text NOT NULL,
+    kind text NOT NULL CHECK (kind IN ('input', 'step', 'attempt', 'value', 'result')),
+    position int4 NOT NULL,
+    status text NOT NULL CHECK (status IN ('success', 'error', 'cancelled')),
+    payload json,
+    args_hash int8 NOT NULL DEFAULT 0,
+    attempts int4 NOT NULL DEFAULT 1,
+    recoveries int4,
+    version text,
+    started_at timestamptz,
+    wake_at timestamptz,
+    created_at timestamptz NOT NULL,
+    worker_id uuid,
+    epoch int8 NOT NULL DEFAULT 0,
+    PRIMARY KEY (shard, workflow_id, key)
+) WITH (autovacuum_vacuum_insert_scale_factor = 0.05);
+
+CREATE INDEX checkpoints_failed ON perdure.checkpoints (shard, created_at) WHERE status = 'error';
+
+CREATE TABLE perdure.queue_entries (
+    shard int4 NOT NULL,
+    workflow_id uuid NOT NULL,
+    queue text NOT NULL,
+    name text NOT NULL,
+    priority int4 NOT NULL DEFAULT 0,
+    partition text,
+    enqueued_at timestamptz NOT NULL,
+    started_at timestamptz,
+    worker_id uuid,
+    epoch int8 NOT NULL DEFAULT 0,
+    recoveries int4 NOT NULL DEFAULT 0,
+    stalls int4 NOT NULL DEFAULT 0,
+    PRIMARY KEY (shard, workflow_id)
+) WITH (
+    fillfactor = 70,
+    autovacuum_vacuum_scale_factor = 0.0,
+    autovacuum_vacuum_threshold = 2000,
+    autovacuum_analyze_scale_factor = 0.0,
+    autovacuum_analyze_threshold = 10000,
+    autovacuum_vacuum_cost_delay = 0
+);
+
+CREATE INDEX queue_entries_pending ON perdure.queue_entries
+    (shard, queue, priority DESC, enqueued_at, workflow_id) WHERE worker_id IS NULL;
+CREATE INDEX queue_entries_running ON perdure.queue_entries (shard, worker_id) WHERE worker_id IS NOT NULL;
+
+-- What is neither pending nor running, and not final: it carries all that its entry will need.
+CREATE TABLE perdure.waits (
+    shard int4 NOT NULL,
+    workflow_id uuid NOT NULL,
+    waiting_for text NOT NULL CHECK (waiting_for IN ('start', 'worker')),
+    wake_at timestamptz,
+    queue text NOT NULL,
+    name text NOT NULL,
+    priority int4 NOT NULL DEFAULT 0,
+    partition text,
+    enqueued_at timestamptz NOT NULL,
+    started_at timestamptz,
+    epoch int8 NOT NULL DEFAULT 0,
+    recoveries int4 NOT NULL DEFAULT 0,
+    stalls int4 NOT NULL DEFAULT 0,
+    created_at timestamptz NOT NULL,
+    PRIMARY KEY (shard, workflow_id)
+) WITH (autovacuum_vacuum_scale_factor = 0.02);
+
+CREATE INDEX waits_due ON perdure.waits (shard, wake_at) WHERE wake_at IS NOT NULL;
+CREATE INDEX waits_for_worker ON perdure.waits (shard, name) WHERE waiting_for = 'worker';
+
+CREATE TABLE perdure.queue_rows (
+    shard int4 NOT NULL,
+    name text NOT NULL,
+    paused bool NOT NULL DEFAULT false,
+    created_at timestamptz NOT NULL,
+    PRIMARY KEY (shard, name)
+);
+
+CREATE TABLE perdure.worker_rows (
+    shard int4 NOT NULL,
+    id uuid NOT NULL,
+    status text NOT NULL CHECK (status IN ('live', 'stopped', 'dead')),
+    app text NOT NULL,
+    version text NOT NULL,
+    host text NOT NULL,
+    pid int4 NOT NULL,
+    queues json,
+    names json NOT NULL,
+    concurrency int4 NOT NULL,
+    lease_seconds float8 NOT NULL,
+    started_at timestamptz NOT NULL,
+    heartbeat_at timestamptz NOT NULL,
+    expires_at timestamptz NOT NULL,
+    held_since timestamptz NOT NULL,
+    ended_at timestamptz,
+    PRIMARY KEY (shard, id)
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.0, autovacuum_vacuum_threshold = 500);
+
+-- Written by the heartbeat for steps that have been running for longer than one beat.
+CREATE TABLE perdure.running_steps (
+    shard int4 NOT NULL,
+    workflow_id uuid NOT NULL,
+    key text NOT NULL,
+    worker_id uuid NOT NULL,
+    epoch int8 NOT NULL,
+    attempt int4 NOT NULL,
+    started_at timestamptz NOT NULL,
+    PRIMARY KEY (shard, workflow_id, key)
+) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.0, autovacuum_vacuum_threshold = 500);
+
+-- The public contract: views. The status is a literal in each branch, so a filter by status folds the others away.
+CREATE VIEW perdure.workflows AS
+SELECT row.id, row.name, row.key, 'pending'::text AS status, row.queue, row.priority, row.partition,
+       (SELECT payload FROM perdure.checkpoints AS given
+        WHERE given.shard = 1 AND given.workflow_id = row.id AND given.key = '$input')::jsonb AS input,
+       NULL::jsonb AS output, NULL::jsonb AS error,
+       entry.worker_id, entry.epoch, entry.recoveries, row.parent_id, row.version, row.attributes::jsonb AS attributes,
+       row.created_at, entry.started_at, entry.enqueued_at AS updated_at,
+       NULL::timestamptz AS wake_at, NULL::text AS waiting_for, row.deadline, NULL::timestamptz AS completed_at
+FROM perdure.queue_entries AS entry
+JOIN perdure.workflow_rows AS row ON row.shard = entry.shard AND row.id = entry.workflow_id
+WHERE entry.shard = 1 AND row.shard = 1 AND entry.worker_id IS NULL
+UNION ALL
+SELECT row.id, row.name, row.key, 'running'::text, row.queue, row.priority, row.partition,
+       (SELECT payload FROM perdure.checkpoints AS given
+        WHERE given.shard = 1 AND given.workflow_id = row.id AND given.key = '$input')::jsonb,
+       NULL::jsonb, NULL::jsonb,
+       entry.worker_id, entry.epoch, entry.recoveries, row.parent_id, row.version, row.attributes::jsonb,
+       row.created_at, entry.started_at, entry.started_at,
+       NULL::timestamptz, NULL::text, row.deadline, NULL::timestamptz
+FROM perdure.queue_entries AS entry
+JOIN perdure.workflow_rows AS row ON row.shard = entry.shard AND row.id = entry.workflow_id
+WHERE entry.shard = 1 AND row.shard = 1 AND entry.worker_id IS NOT NULL
+UNION ALL
+SELECT row.id, row.name, row.key, 'waiting'::text, row.queue, row.priority, row.partition,
+       (SELECT payload FROM perdure.checkpoints AS given
+        WHERE given.shard = 1 AND given.workflow_id = row.id AND given.key = '$input')::jsonb,
+       NULL::jsonb, NULL::jsonb,
+       NULL::uuid, wait.epoch, wait.recoveries, row.parent_id, row.version, row.attributes::jsonb,
+       row.created_at, wait.started_at, wait.created_at,
+       wait.wake_at, wait.waiting_for, row.deadline, NULL::timestamptz
+FROM perdure.waits AS wait
+JOIN perdure.workflow_rows AS row ON row.shard = wait.shard AND row.id = wait.workflow_id
+WHERE wait.shard = 1 AND row.shard = 1
+UNION ALL
+SELECT row.id, row.name, row.key, 'success'::text, row.queue, row.priority, row.partition,
+       (SELECT payload FROM perdure.checkpoints AS given
+        WHERE given.shard = 1 AND given.workflow_id = row.id AND given.key = '$input')::jsonb,
+       result.payload::jsonb, NULL::jsonb,
+       result.worker_id, result.epoch, result.recoveries, row.parent_id, row.version, row.attributes::jsonb,
+       row.created_at, result.started_at, result.created_at,
+       NULL::timestamptz, NULL::text, row.deadline, result.created_at
+FROM perdure.checkpoints AS result
+JOIN perdure.workflow_rows AS row ON row.shard = result.shard AND row.id = result.workflow_id
+WHERE result.shard = 1 AND row.shard = 1 AND result.key = '$result' AND result.status = 'success'
+UNION ALL
+SELECT row.id, row.name, row.key, 'error'::text, row.queue, row.priority, row.partition,
+       (SELECT payload FROM perdure.checkpoints AS given
+        WHERE given.shard = 1 AND given.workflow_id = row.id AND given.key = '$input')::jsonb,
+       NULL::jsonb, result.payload::jsonb,
+       result.worker_id, result.epoch, result.recoveries, row.parent_id, row.version, row.attributes::jsonb,
+       row.created_at, result.started_at, result.created_at,
+       NULL::timestamptz, NULL::text, row.deadline, result.created_at
+FROM perdure.checkpoints AS result
+JOIN perdure.workflow_rows AS row ON row.shard = result.shard AND row.id = result.workflow_id
+WHERE result.shard = 1 AND row.shard = 1 AND result.key = '$result' AND result.status = 'error'
+UNION ALL
+SELECT row.id, row.name, row.key, 'cancelled'::text, row.queue, row.priority, row.partition,
+       (SELECT payload FROM perdure.checkpoints AS given
+        WHERE given.shard = 1 AND given.workflow_id = row.id AND given.key = '$input')::jsonb,
+       NULL::jsonb, result.payload::jsonb,
+       result.worker_id, result.epoch, result.recoveries, row.parent_id, row.version, row.attributes::jsonb,
+       row.created_at, result.started_at, result.created_at,
+       NULL::timestamptz, NULL::text, row.deadline, result.created_at
+FROM perdure.checkpoints AS result
+JOIN perdure.workflow_rows AS row ON row.shard = result.shard AND row.id = result.workflow_id
+WHERE result.shard = 1 AND row.shard = 1 AND result.key = '$result' AND result.status = 'cancelled';
+
+-- One row per checkpoint that the code asked for, and the steps that have been running for a while.
+CREATE VIEW perdure.workflow_steps AS
+SELECT step.workflow_id, step.key,
+       pg_catalog.regexp_replace(pg_catalog.regexp_replace(step.key, '^.*/', ''), '#[0-9]+$', '') AS name,
+       step.kind, step.position, step.status,
+       CASE WHEN step.status = 'success' THEN step.payload END::jsonb AS output,
+       CASE WHEN step.status <> 'success' THEN step.payload END::jsonb AS error,
+       step.attempts, step.started_at, step.created_at AS completed_at, step.created_at,
+       step.worker_id, step.epoch, step.version
+FROM perdure.checkpoints AS step
+WHERE step.shard = 1 AND step.kind IN ('step', 'value')
+UNION ALL
+SELECT running.workflow_id, running.key,
+       pg_catalog.regexp_replace(pg_catalog.regexp_replace(running.key, '^.*/', ''), '#[0-9]+$', ''),
+       'step'::text, NULL::int4, 'running'::text, NULL::jsonb, NULL::jsonb,
+       running.attempt, running.started_at, NULL::timestamptz, running.started_at,
+       running.worker_id, running.epoch, NULL::text
+FROM perdure.running_steps AS running
+JOIN perdure.queue_entries AS entry
+  ON entry.shard = running.shard AND entry.workflow_id = running.workflow_id
+ AND entry.worker_id = running.worker_id AND entry.epoch = running.epoch
+WHERE running.shard = 1 AND entry.shard = 1
+  AND NOT EXISTS (SELECT 1 FROM perdure.checkpoints AS step
+                  WHERE step.shard = 1 AND step.workflow_id = running.workflow_id AND step.key = running.key);
+
+-- What a worker says of itself; one whose lease ran out is dead, whether or not somebody has noticed yet.
+CREATE VIEW perdure.workers AS
+SELECT worker.id,
+       CASE WHEN worker.status = 'live' AND worker.expires_at <= perdure.now() THEN 'dead' ELSE worker.status END
+           AS status,
+       worker.app, worker.version, worker.host, worker.pid, worker.queues::jsonb AS queues,
+       worker.names::jsonb AS names, worker.concurrency,
+       (SELECT pg_catalog.count(*) FROM perdure.queue_entries AS entry
+        WHERE entry.shard = 1 AND entry.worker_id = worker.id) AS running,
+       worker.started_at, worker.heartbeat_at, worker.expires_at, worker.ended_at
+FROM perdure.worker_rows AS worker
+WHERE worker.shard = 1;
+
+CREATE VIEW perdure.queues AS
+SELECT queue.name, queue.paused,
+       (SELECT pg_catalog.count(*) FROM perdure.queue_entries AS entry
+        WHERE entry.shard = 1 AND entry.queue = queue.name AND entry.worker_id IS NULL) AS pending,
+       (SELECT pg_catalog.count(*) FROM perdure.queue_entries AS entry
+        WHERE entry.shard = 1 AND entry.queue = queue.name AND entry.worker_id IS NOT NULL) AS running,
+       (SELECT pg_catalog.min(entry.enqueued_at) FROM perdure.queue_entries AS entry
+        WHERE entry.shard = 1 AND entry.queue = queue.name AND entry.worker_id IS NULL) AS oldest_pending_at,
+       queue.created_at
+FROM perdure.queue_rows AS queue
+WHERE queue.shard = 1;

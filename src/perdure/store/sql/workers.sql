@@ -1,0 +1,122 @@
+-- Leases: who is alive, by the database's clock, and who takes over from whom. See engine/leases.py, engine/recovery.py.
+
+-- :name register_worker
+-- A worker is born: a new id at each process start, and after each lost lease.
+-- $1 shard int4 · $2 id uuid · $3 app text · $4 version text · $5 host text · $6 pid int4 · $7 queues json (null: all)
+-- $8 names json · $9 concurrency int4 · $10 lease float8 in seconds
+INSERT INTO perdure.worker_rows
+    (shard, id, status, app, version, host, pid, queues, names, concurrency, lease_seconds, started_at,
+     heartbeat_at, expires_at, held_since)
+VALUES ($1::int4, $2::uuid, 'live', $3::text, $4::text, $5::text, $6::int4, $7::json, $8::json, $9::int4,
+        $10::float8, perdure.now(), perdure.now(), perdure.now() + pg_catalog.make_interval(secs => $10::float8),
+        perdure.now())
+ON CONFLICT (shard, id) DO NOTHING;
+
+-- :name heartbeat
+-- The lease of a worker goes on. Its thread, a few times a lease. No row: the lease is lost, and nothing revives it.
+-- $1 shard int4 · $2 id uuid
+UPDATE perdure.worker_rows
+SET heartbeat_at = perdure.now(),
+    expires_at = perdure.now() + pg_catalog.make_interval(secs => lease_seconds)
+WHERE shard = $1::int4 AND id = $2::uuid AND status = 'live' AND expires_at > perdure.now()
+RETURNING (SELECT pg_catalog.count(*) FROM perdure.queue_entries
+           WHERE shard = $1::int4 AND worker_id = $2::uuid) AS held,
+          perdure.now() AS now;
+
+-- :name end_worker
+-- live -> stopped | dead, by the worker itself: an orderly shutdown, or a lease that it lost.
+-- $1 shard int4 · $2 id uuid · $3 status text
+UPDATE perdure.worker_rows
+SET status = $3::text, ended_at = perdure.now()
+WHERE shard = $1::int4 AND id = $2::uuid AND status = 'live';
+
+-- :name bury
+-- live -> dead, for workers whose lease ran out. Any worker whose own lease has been unbroken for one lease: after an
+-- outage nobody is declared dead for having been cut off too.
+-- $1 shard int4 · $2 id uuid of who does it
+UPDATE perdure.worker_rows
+SET status = 'dead', ended_at = perdure.now()
+WHERE shard = $1::int4 AND status = 'live' AND expires_at <= perdure.now()
+  AND id = ANY (ARRAY(
+      SELECT id FROM perdure.worker_rows
+      WHERE shard = $1::int4 AND status = 'live' AND expires_at <= perdure.now()
+      ORDER BY id
+      FOR UPDATE SKIP LOCKED))
+  AND EXISTS (
+      SELECT 1 FROM perdure.worker_rows AS me
+      WHERE me.shard = $1::int4 AND me.id = $2::uuid AND me.status = 'live' AND me.expires_at > perdure.now()
+        AND me.held_since + pg_catalog.make_interval(secs => me.lease_seconds) <= perdure.now())
+RETURNING id, host, pid;
+
+-- :name orphans
+-- Worker ids that stand in entries and are not alive: one probe a distinct id (a loose index scan). By the entries, not
+-- by the list of the dead: a claim that was on its way when its worker was buried is found as well.
+-- $1 shard int4
+WITH RECURSIVE holder AS (
+    (SELECT worker_id FROM perdure.queue_entries
+     WHERE shard = $1::int4 AND worker_id IS NOT NULL
+     ORDER BY worker_id LIMIT 1)
+    UNION ALL
+    SELECT (SELECT entry.worker_id FROM perdure.queue_entries AS entry
+            WHERE entry.shard = $1::int4 AND entry.worker_id IS NOT NULL AND entry.worker_id > holder.worker_id
+            ORDER BY entry.worker_id LIMIT 1)
+    FROM holder
+    WHERE holder.worker_id IS NOT NULL
+)
+SELECT holder.worker_id
+FROM holder
+WHERE holder.worker_id IS NOT NULL
+  AND NOT EXISTS (SELECT 1 FROM perdure.worker_rows AS worker
+                  WHERE worker.shard = $1::int4 AND worker.id = holder.worker_id AND worker.status = 'live');
+
+-- :name recover
+-- running -> pending, for the entries of a worker that is dead: in batches; they keep their place. A run that recorded
+-- nothing counts as stalled, so that a workflow which kills its workers comes to an end.
+-- $1 shard int4 · $2 worker_id uuid of the dead · $3 limit int4
+UPDATE perdure.queue_entries AS entry
+SET worker_id = NULL,
+    recoveries = entry.recoveries + 1,
+    stalls = CASE WHEN EXISTS (SELECT 1 FROM perdure.checkpoints AS step
+                               WHERE step.shard = $1::int4 AND step.workflow_id = entry.workflow_id
+                                 AND step.epoch = entry.epoch AND step.worker_id = $2::uuid)
+                  THEN 0 ELSE entry.stalls + 1 END
+WHERE entry.shard = $1::int4 AND entry.worker_id = $2::uuid
+  AND entry.workflow_id = ANY (ARRAY(
+      SELECT workflow_id
+      FROM perdure.queue_entries
+      WHERE shard = $1::int4 AND worker_id = $2::uuid
+      ORDER BY workflow_id
+      LIMIT $3::int4
+      FOR UPDATE SKIP LOCKED))
+RETURNING entry.workflow_id, entry.queue;
+
+-- :name running_steps
+-- The heartbeat's list of steps that have been running for a while, and the end of those that no longer are.
+-- $1 shard int4 · $2 worker_id uuid · $3 ids uuid[] · $4 keys text[] · $5 epochs int8[] · $6 attempts int4[]
+-- $7 ages float8[] in seconds
+WITH ended AS (
+    DELETE FROM perdure.running_steps AS running
+    WHERE running.shard = $1::int4 AND running.worker_id = $2::uuid
+      AND NOT EXISTS (SELECT 1 FROM unnest($3::uuid[], $4::text[]) AS item (id, key)
+                      WHERE item.id = running.workflow_id AND item.key = running.key)
+)
+INSERT INTO perdure.running_steps (shard, workflow_id, key, worker_id, epoch, attempt, started_at)
+SELECT $1::int4, item.id, item.key, $2::uuid, item.epoch, item.attempt,
+       perdure.now() - pg_catalog.make_interval(secs => item.age)
+FROM unnest($3::uuid[], $4::text[], $5::int8[], $6::int4[], $7::float8[]) AS item (id, key, epoch, attempt, age)
+ON CONFLICT (shard, workflow_id, key) DO UPDATE
+SET worker_id = excluded.worker_id, epoch = excluded.epoch, attempt = excluded.attempt,
+    started_at = excluded.started_at;
+
+-- :name forget_workers
+-- Rows of workers that ended long ago, and what they left in running_steps.
+-- $1 shard int4 · $2 age float8 in seconds
+WITH gone AS (
+    DELETE FROM perdure.worker_rows
+    WHERE shard = $1::int4 AND status <> 'live'
+      AND ended_at < perdure.now() - pg_catalog.make_interval(secs => $2::float8)
+)
+DELETE FROM perdure.running_steps AS running
+WHERE running.shard = $1::int4
+  AND NOT EXISTS (SELECT 1 FROM perdure.worker_rows AS worker
+                  WHERE worker.shard = $1::int4 AND worker.id = running.worker_id AND worker.status = 'live');

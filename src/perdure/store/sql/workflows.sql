@@ -1,0 +1,191 @@
+-- What clients do with workflows: start, find, read.
+
+-- :name start
+-- nothing -> pending | running. The starter, many at once; rows, inputs and entries commit together.
+-- $1 shard int4 · $2 ids uuid[] · $3 names text[] · $4 queues text[] · $5 priorities int4[] · $6 partitions text[]
+-- $7 attributes text[] · $8 inputs text[] · $9 versions text[] · $10 worker uuid: who runs them at once, or null
+-- Inserts only; takes no lock that another statement waits for. A queue that is paused is not run at once.
+-- Rows back: the entries that are running already, with the time of their start.
+WITH opened AS (
+    INSERT INTO perdure.workflow_rows (shard, id, name, queue, priority, partition, attributes, version, created_at)
+    SELECT $1::int4, item.id, item.name, item.queue, item.priority, item.partition, item.attributes::json,
+           item.version, perdure.now()
+    FROM unnest($2::uuid[], $3::text[], $4::text[], $5::int4[], $6::text[], $7::text[], $9::text[])
+        AS item (id, name, queue, priority, partition, attributes, version)
+), given AS (
+    INSERT INTO perdure.checkpoints (shard, workflow_id, key, kind, position, status, payload, created_at)
+    SELECT $1::int4, item.id, '$input', 'input', 0, 'success', item.payload::json, perdure.now()
+    FROM unnest($2::uuid[], $8::text[]) AS item (id, payload)
+), entered AS (
+    INSERT INTO perdure.queue_entries
+        (shard, workflow_id, queue, name, priority, partition, enqueued_at, started_at, worker_id, epoch)
+    SELECT $1::int4, item.id, item.queue, item.name, item.priority, item.partition, perdure.now(),
+           CASE WHEN item.claimed THEN perdure.now() END,
+           CASE WHEN item.claimed THEN $10::uuid END,
+           CASE WHEN item.claimed THEN 1 ELSE 0 END
+    FROM (SELECT each.*,
+                 $10::uuid IS NOT NULL AND NOT COALESCE(
+                     (SELECT paused FROM perdure.queue_rows
+                      WHERE shard = $1::int4 AND queue_rows.name = each.queue), false) AS claimed
+          FROM unnest($2::uuid[], $3::text[], $4::text[], $5::int4[], $6::text[])
+              AS each (id, name, queue, priority, partition)) AS item
+    RETURNING workflow_id, started_at, worker_id
+)
+SELECT workflow_id, started_at FROM entered WHERE worker_id IS NOT NULL;
+
+-- :name start_keyed
+-- nothing -> pending | waiting. The starter's second lane: starts under a key, and delayed ones.
+-- $1 shard int4 · $2 ids uuid[] · $3 names text[] · $4 queues text[] · $5 priorities int4[] · $6 partitions text[]
+-- $7 attributes text[] · $8 inputs text[] · $9 versions text[] · $10 keys text[] (null: none)
+-- $11 delays float8[] in seconds (null: none) · $12 starts_at timestamptz[] (null: none)
+-- $13 lock_timeout text: how long to wait for somebody's open transaction that holds one of the keys (null: as it is set)
+-- Sorted by (name, key), so that two of them can't wait for each other. An id that doesn't come back: its key is taken.
+WITH patience AS MATERIALIZED (
+    SELECT CASE WHEN $13::text IS NULL THEN '' ELSE pg_catalog.set_config('lock_timeout', $13::text, true) END AS set
+), opened AS (
+    INSERT INTO perdure.workflow_rows
+        (shard, id, name, key, queue, priority, partition, attributes, version, created_at)
+    SELECT $1::int4, item.id, item.name, item.key, item.queue, item.priority, item.partition,
+           item.attributes::json, item.version, perdure.now()
+    FROM unnest($2::uuid[], $3::text[], $4::text[], $5::int4[], $6::text[], $7::text[], $9::text[], $10::text[])
+        AS item (id, name, queue, priority, partition, attributes, version, key)
+    WHERE (SELECT set FROM patience) IS NOT NULL
+    ORDER BY item.name, item.key
+    ON CONFLICT (shard, name, key) WHERE key IS NOT NULL DO NOTHING
+    RETURNING id
+), given AS (
+    INSERT INTO perdure.checkpoints (shard, workflow_id, key, kind, position, status, payload, created_at)
+    SELECT $1::int4, item.id, '$input', 'input', 0, 'success', item.payload::json, perdure.now()
+    FROM unnest($2::uuid[], $8::text[]) AS item (id, payload)
+    WHERE item.id IN (SELECT id FROM opened OFFSET 0)
+), timed AS MATERIALIZED (
+    SELECT each.id, each.name, each.queue, each.priority, each.partition,
+           COALESCE(each.start_at, perdure.now() + pg_catalog.make_interval(secs => each.delay)) AS wake_at
+    FROM unnest($2::uuid[], $3::text[], $4::text[], $5::int4[], $6::text[], $11::float8[], $12::timestamptz[])
+        AS each (id, name, queue, priority, partition, delay, start_at)
+    WHERE each.id IN (SELECT id FROM opened OFFSET 0)
+), delayed AS (
+    INSERT INTO perdure.waits
+        (shard, workflow_id, waiting_for, wake_at, queue, name, priority, partition, enqueued_at, created_at)
+    SELECT $1::int4, timed.id, 'start', timed.wake_at, timed.queue, timed.name, timed.priority, timed.partition,
+           timed.wake_at, perdure.now()
+    FROM timed
+    WHERE timed.wake_at > perdure.now()
+), entered AS (
+    INSERT INTO perdure.queue_entries (shard, workflow_id, queue, name, priority, partition, enqueued_at)
+    SELECT $1::int4, timed.id, timed.queue, timed.name, timed.priority, timed.partition, perdure.now()
+    FROM timed
+    WHERE timed.wake_at IS NULL OR timed.wake_at <= perdure.now()
+)
+SELECT id FROM opened;
+
+-- :name holders
+-- Who holds these keys: after start_keyed, for the ids that it didn't return. One index probe a key.
+-- $1 shard int4 · $2 names text[] · $3 keys text[]
+SELECT item.name, item.key,
+       (SELECT row.id FROM perdure.workflow_rows AS row
+        WHERE row.shard = $1::int4 AND row.name = item.name AND row.key = item.key) AS id
+FROM unnest($2::text[], $3::text[]) AS item (name, key);
+
+-- :name release_key
+-- The key of a workflow that has ended passes on: its row keeps everything else. No row: it runs, or the key moved.
+-- $1 shard int4 · $2 name text · $3 key text
+UPDATE perdure.workflow_rows AS row
+SET key = NULL
+WHERE row.shard = $1::int4 AND row.name = $2::text AND row.key = $3::text
+  AND EXISTS (SELECT 1 FROM perdure.checkpoints AS result
+              WHERE result.shard = $1::int4 AND result.workflow_id = row.id AND result.key = '$result')
+RETURNING row.id;
+
+-- :name started
+-- Which of these ids are there: how a start without an answer recognises its own.
+-- $1 shard int4 · $2 ids uuid[]
+SELECT id FROM perdure.workflow_rows WHERE shard = $1::int4 AND id = ANY ($2::uuid[]);
+
+-- :name results
+-- The results of these workflows, of those that have ended.
+-- $1 shard int4 · $2 ids uuid[]
+SELECT workflow_id, status, payload::text AS payload
+FROM perdure.checkpoints
+WHERE shard = $1::int4 AND workflow_id = ANY ($2::uuid[]) AND key = '$result';
+
+-- :name describe
+-- The rows of the public view, for these workflows.
+-- $1 ids uuid[]
+SELECT id, name, key, status, queue, priority, partition, input::text AS input, output::text AS output,
+       error::text AS error, worker_id, epoch, recoveries, parent_id, version, attributes::text AS attributes,
+       created_at, started_at, updated_at, wake_at, waiting_for, deadline, completed_at
+FROM perdure.workflows
+WHERE id = ANY ($1::uuid[]);
+
+-- :name steps
+-- The rows of the public view, for one workflow, in order of delivery.
+-- $1 workflow_id uuid
+SELECT workflow_id, key, name, kind, position, status, output::text AS output, error::text AS error,
+       attempts, started_at, completed_at, created_at, worker_id, epoch, version
+FROM perdure.workflow_steps
+WHERE workflow_id = $1::uuid
+ORDER BY position NULLS LAST, key;
+
+-- :name page_all
+-- A page of ids, newest first: walks the primary key backwards, and stops when the page is full.
+-- $1 shard int4 · $2 before uuid · $3 name text · $4 queue text · $5 key prefix text · $6 since timestamptz
+-- $7 until timestamptz · $8 attributes text, a json object · $9 status text: success, or null for any · $10 limit int4
+SELECT row.id
+FROM perdure.workflow_rows AS row
+WHERE row.shard = $1::int4
+  AND ($2::uuid IS NULL OR row.id < $2::uuid)
+  AND ($3::text IS NULL OR row.name = $3::text)
+  AND ($4::text IS NULL OR row.queue = $4::text)
+  AND ($5::text IS NULL OR pg_catalog.starts_with(row.key, $5::text))
+  AND ($6::timestamptz IS NULL OR row.created_at >= $6::timestamptz)
+  AND ($7::timestamptz IS NULL OR row.created_at < $7::timestamptz)
+  AND ($8::text IS NULL OR row.attributes::jsonb @> $8::jsonb)
+  AND ($9::text IS NULL OR EXISTS (
+      SELECT 1 FROM perdure.checkpoints AS result
+      WHERE result.shard = $1::int4 AND result.workflow_id = row.id AND result.key = '$result'
+        AND result.status = $9::text))
+ORDER BY row.id DESC
+LIMIT $10::int4;
+
+-- :name page_failed
+-- The same for those that ended in error: driven by the index on failures.
+-- $1 .. $8, $10 as in page_all · $9 status text: error
+SELECT row.id
+FROM perdure.checkpoints AS result
+JOIN perdure.workflow_rows AS row ON row.shard = $1::int4 AND row.id = result.workflow_id
+WHERE result.shard = $1::int4 AND result.status = 'error' AND result.key = '$result' AND $9::text = 'error'
+  AND ($2::uuid IS NULL OR row.id < $2::uuid)
+  AND ($3::text IS NULL OR row.name = $3::text)
+  AND ($4::text IS NULL OR row.queue = $4::text)
+  AND ($5::text IS NULL OR pg_catalog.starts_with(row.key, $5::text))
+  AND ($6::timestamptz IS NULL OR row.created_at >= $6::timestamptz)
+  AND ($7::timestamptz IS NULL OR row.created_at < $7::timestamptz)
+  AND ($8::text IS NULL OR row.attributes::jsonb @> $8::jsonb)
+ORDER BY row.id DESC
+LIMIT $10::int4;
+
+-- :name page_active
+-- The same for those that are pending, running or waiting: driven by the few rows that are just these.
+-- $1 .. $8, $10 as in page_all · $9 status text: pending, running or waiting
+SELECT row.id
+FROM (
+    SELECT entry.workflow_id
+    FROM perdure.queue_entries AS entry
+    WHERE entry.shard = $1::int4
+      AND (($9::text = 'pending' AND entry.worker_id IS NULL) OR ($9::text = 'running' AND entry.worker_id IS NOT NULL))
+    UNION ALL
+    SELECT wait.workflow_id
+    FROM perdure.waits AS wait
+    WHERE wait.shard = $1::int4 AND $9::text = 'waiting'
+) AS active
+JOIN perdure.workflow_rows AS row ON row.shard = $1::int4 AND row.id = active.workflow_id
+WHERE ($2::uuid IS NULL OR row.id < $2::uuid)
+  AND ($3::text IS NULL OR row.name = $3::text)
+  AND ($4::text IS NULL OR row.queue = $4::text)
+  AND ($5::text IS NULL OR pg_catalog.starts_with(row.key, $5::text))
+  AND ($6::timestamptz IS NULL OR row.created_at >= $6::timestamptz)
+  AND ($7::timestamptz IS NULL OR row.created_at < $7::timestamptz)
+  AND ($8::text IS NULL OR row.attributes::jsonb @> $8::jsonb)
+ORDER BY row.id DESC
+LIMIT $10::int4;

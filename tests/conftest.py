@@ -1,0 +1,126 @@
+"""What tests share: a PostgreSQL of their own, a schema for each test, its clock, and the events that they wait for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import pytest
+
+from perdure import App, embedded, telemetry
+from perdure.embedded import Cluster
+from perdure.telemetry import Event
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """A server for this test process; tests that stop it make their own (`embedded.temporary`)."""
+    with embedded.temporary() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def database_url(cluster: Cluster) -> str:
+    return cluster.url
+
+
+@pytest.fixture
+def schema() -> str:
+    """A schema that no other test uses; it isn't there yet."""
+    return f"test_{uuid4().hex[:12]}"
+
+
+@pytest.fixture
+async def app(database_url: str, schema: str) -> AsyncIterator[App]:
+    """An app on a schema of its own, without workflows yet."""
+    async with App("tests", database_url=database_url, schema=schema) as app:
+        yield app
+
+
+@pytest.fixture
+def sql(database_url: str, schema: str) -> Iterator[Callable[..., list[Any]]]:
+    """Run SQL in the schema of the test: `sql("SELECT * FROM workflows WHERE id = %s", id)`."""
+    with psycopg.connect(database_url, autocommit=True, options=f"-c search_path={schema}") as connection:
+
+        def run(text: str, *params: object) -> list[Any]:
+            cursor = connection.execute(text, params or None)
+            return cursor.fetchall() if cursor.description else []
+
+        yield run
+
+
+class Events:
+    """The events since the test began; `await events.wait_for(...)` waits for the next that fits."""
+
+    def __init__(self) -> None:
+        self.seen: list[Event] = []
+        self._waiters: list[tuple[Callable[[Event], bool], asyncio.Future[Event], asyncio.AbstractEventLoop]] = []
+
+    def __call__(self, event: Event) -> None:
+        self.seen.append(event)
+        for fits, future, loop in list(self._waiters):
+            if fits(event):
+                loop.call_soon_threadsafe(lambda future=future: future.done() or future.set_result(event))
+
+    def of(self, kind: type[Event]) -> list[Any]:
+        return [event for event in self.seen if isinstance(event, kind)]
+
+    async def wait_for(
+        self, kind: type[Event], fits: Callable[[Any], bool] = lambda _: True, *, timeout: float = 30
+    ) -> Any:
+        """The first event of that kind that fits, past or to come."""
+
+        def both(event: Event) -> bool:
+            return isinstance(event, kind) and fits(event)
+
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Event] = loop.create_future()
+        waiter = (both, future, loop)
+        self._waiters.append(waiter)
+        try:
+            for event in list(self.seen):
+                if both(event):
+                    return event
+            async with asyncio.timeout(timeout):
+                return await future
+        finally:
+            self._waiters.remove(waiter)
+
+
+@pytest.fixture
+def events() -> Iterator[Events]:
+    collected = Events()
+    unsubscribe = telemetry.subscribe(collected)
+    yield collected
+    unsubscribe()
+
+
+class Clock:
+    """The database's clock, in the schema of the test: it goes on as usual, and can be put forward."""
+
+    def __init__(self, sql: Callable[..., list[Any]], schema: str) -> None:
+        self._sql = sql
+        self._schema = schema
+
+    def install(self) -> None:
+        """Replace `now()`; the schema must be there."""
+        self._sql("CREATE TABLE IF NOT EXISTS test_clock (shift interval NOT NULL)")
+        self._sql("INSERT INTO test_clock VALUES (interval '0')")
+        self._sql(
+            f"CREATE OR REPLACE FUNCTION now() RETURNS timestamptz LANGUAGE sql STABLE PARALLEL SAFE AS "
+            f"'SELECT pg_catalog.statement_timestamp() + (SELECT shift FROM \"{self._schema}\".test_clock)'"
+        )
+
+    def advance(self, seconds: float) -> None:
+        self._sql("UPDATE test_clock SET shift = shift + make_interval(secs => %s)", seconds)
+
+
+@pytest.fixture
+async def clock(app: App, sql: Callable[..., list[Any]], schema: str) -> Clock:
+    await app.session().database.fetch("clock")
+    clock = Clock(sql, schema)
+    clock.install()
+    return clock
