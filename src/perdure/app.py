@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
 from typing import Any, Concatenate, ParamSpec, Protocol, overload
 
 from typing_extensions import TypeVar
 
+from perdure.annotations import ANY
 from perdure.authoring.steps import Step, Transaction
 from perdure.authoring.workflows import Workflow, WorkflowDecorator
 from perdure.blocking import BlockingApp
 from perdure.client import Client
-from perdure.codec import ANY, Codec, shape
+from perdure.codec import Codec, shape
 from perdure.failures import Catalogue
 from perdure.model.keys import check_name
 from perdure.model.retry import Retry
@@ -30,7 +31,7 @@ C_co = TypeVar("C_co", covariant=True)
 class TransactionDecorator(Protocol[C_co]):
     """What `app.transaction(...)` gives: applied to an `async def` whose first parameter is the connection."""
 
-    def __call__(self, fn: Callable[Concatenate[C_co, P], Coroutine[Any, Any, R]], /) -> Step[P, R]: ...  # type: ignore[misc]
+    def __call__(self, fn: Callable[Concatenate[C_co, P], Coroutine[Any, Any, R]], /) -> Step[P, R]: ...
 
 
 class JobDecorator(Protocol):
@@ -78,8 +79,8 @@ class App(Client):
     @overload
     def workflow(self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> Workflow[P, R]: ...
     @overload
-    def workflow(self, *, name: str = ..., queue: str = "default", version: str = ...) -> WorkflowDecorator: ...
-    def workflow(self, fn: Callable[..., Any] | None = None, /, **options: Any) -> Any:
+    def workflow(self, /, *, name: str = ..., queue: str = "default", version: str = ...) -> WorkflowDecorator: ...
+    def workflow(self, fn: Any = None, /, **options: Any) -> Any:
         """Declare a workflow of this app; the options are those of `perdure.workflow`.
 
         Raises:
@@ -100,6 +101,7 @@ class App(Client):
     @overload
     def job(
         self,
+        /,
         *,
         name: str = ...,
         retry: Retry | None = None,
@@ -108,7 +110,7 @@ class App(Client):
     ) -> JobDecorator: ...
     def job(
         self,
-        fn: Callable[..., Any] | None = None,
+        fn: Any = None,
         /,
         *,
         name: str | None = None,
@@ -157,7 +159,10 @@ class App(Client):
         """
 
         def declare(fn: Callable[..., Any]) -> Any:
-            return Step(fn, name=name, retry=retry, transaction=Transaction(using=using, isolation=isolation))
+            step: Step[..., Any] = Step(
+                fn, name=name, retry=retry, transaction=Transaction(using=using, isolation=isolation)
+            )
+            return step
 
         return declare
 
@@ -185,7 +190,7 @@ class App(Client):
         return self._worker(options)
 
     @asynccontextmanager
-    async def _worker(self, options: WorkerOptions) -> AsyncIterator[Worker]:
+    async def _worker(self, options: WorkerOptions) -> AsyncGenerator[Worker]:
         worker = Worker(self.session(), self._program_of_code(), options)
         await worker.start()
         try:

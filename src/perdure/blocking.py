@@ -16,9 +16,9 @@ from uuid import UUID
 
 from typing_extensions import TypeForm, TypeVar
 
+from perdure.annotations import ANY
 from perdure.authoring.workflows import Invocation, Workflow
 from perdure.client import Client, Json, Start
-from perdure.codec import ANY
 from perdure.errors import WrongPlace
 from perdure.handle import Handle
 from perdure.model.records import StepInfo, WorkflowInfo
@@ -36,9 +36,12 @@ class Portal:
     """The thread with the event loop; made at the first call."""
 
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew, as a forked child must: the thread, and perhaps the lock's owner, stayed with the parent."""
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._pid = os.getpid()
 
     def run(self, coroutine: Coroutine[Any, Any, R], verb: str) -> R:
         """Run a coroutine there, and wait for it here.
@@ -62,15 +65,15 @@ class Portal:
 
     def _running(self) -> asyncio.AbstractEventLoop:
         with self._lock:
-            if self._loop is None or self._pid != os.getpid():
-                self._loop, self._pid = asyncio.new_event_loop(), os.getpid()
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
                 threading.Thread(target=self._loop.run_forever, name="perdure-blocking", daemon=True).start()
             return self._loop
 
 
 _PORTAL = Portal()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=lambda: _PORTAL.__init__())
+    os.register_at_fork(after_in_child=_PORTAL.reset)
 
 
 class BlockingHandle(Generic[R_co]):
@@ -166,7 +169,7 @@ class BlockingApp:
     @overload
     def find(self, workflow: str, /, *, key: str) -> BlockingHandle[Any] | None: ...
     def find(self, workflow: Workflow[..., R] | str, /, *, key: str) -> BlockingHandle[R] | None:
-        found: Handle[R] | None = _PORTAL.run(self._client.find(workflow, key=key), "app.find()")  # type: ignore[arg-type]
+        found: Handle[R] | None = _PORTAL.run(self._client.find(workflow, key=key), "app.find()")
         return None if found is None else BlockingHandle(found)
 
     def workflows(

@@ -15,8 +15,9 @@ from uuid import UUID
 from typing_extensions import TypeForm, TypeVar
 
 from perdure import telemetry
+from perdure.annotations import ANY
 from perdure.authoring.workflows import Invocation, Workflow
-from perdure.codec import ANY, Codec, shape
+from perdure.codec import Codec, shape
 from perdure.config import Settings
 from perdure.errors import SerializationError, WrongPlace
 from perdure.failures import Catalogue

@@ -76,8 +76,9 @@ class Handle(Generic[R_co]):
         waiting = self._owner.session().results.wait(self.id, is_known=self._is_known, is_local=self._is_local)
         if timeout is None:
             return self._outcome(await waiting)
+        limit = asyncio.timeout(timeout.total_seconds())
         try:
-            async with asyncio.timeout(timeout.total_seconds()) as limit:
+            async with limit:
                 result = await waiting
         except TimeoutError:
             if limit.expired():

@@ -6,7 +6,7 @@ import importlib
 import sys
 from collections.abc import Iterable
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 from perdure.authoring.steps import Step
 from perdure.authoring.workflows import Workflow
@@ -70,12 +70,10 @@ class Registry:
             if module is not None:
                 modules[module.__name__] = module
         steps: dict[str, Step[..., Any]] = {}
-        for module in modules.values():
-            for value in list(vars(module).values()):
-                if isinstance(value, Step):
-                    other = steps.setdefault(value.name, value)
-                    if other.fn is not value.fn:
-                        raise DuplicateName("step", value.name, _place(other), _place(value))
+        for step in (step for module in modules.values() for step in _of(module, Step)):
+            other = steps.setdefault(step.name, step)
+            if other.fn is not step.fn:
+                raise DuplicateName("step", step.name, _place(other), _place(step))
         return steps
 
     @property
@@ -86,15 +84,19 @@ class Registry:
 
     def _include(self, what: Any) -> None:
         if isinstance(what, Workflow):
-            self.add(what)
+            self.add(cast("Workflow[..., Any]", what))
             return
         module = importlib.import_module(what) if isinstance(what, str) else what
         if not isinstance(module, ModuleType):
             raise TypeError(f"include= takes modules, their names, and workflows, not {type(what).__name__}")
         self._modules[module.__name__] = module
-        for value in list(vars(module).values()):
-            if isinstance(value, Workflow):
-                self.add(value)
+        for workflow in _of(module, Workflow):
+            self.add(workflow)
+
+
+def _of(module: ModuleType, kind: type[Any]) -> list[Any]:
+    """The values of that type that stand in a module."""
+    return [value for value in list(vars(module).values()) if isinstance(value, kind)]
 
 
 def _place(function: Any) -> str:

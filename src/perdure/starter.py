@@ -7,8 +7,8 @@ Two lanes, each a task that sends one batch at a time while the next one gathers
   key, so they have a connection and a lock timeout of their own, and who waits, waits alone.
 
 A start is acknowledged when it is committed. Sent again after a lost answer, it recognises its own by its id. A row
-that the database refuses is separated by halving; only its caller gets the error. Where a worker of this process may run
-it at once (`Local.reserve`), the entry is born claimed, and the run begins when the start is durable.
+that the database refuses is separated by halving; only its caller gets the error. Where a worker of this process may
+run it at once (`Local.reserve`), the entry is born claimed, and the run begins when the start is durable.
 """
 
 from __future__ import annotations

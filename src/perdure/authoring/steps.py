@@ -75,7 +75,7 @@ class Step(Generic[P, R]):
         self.retry = retry
         self.timeout = timeout
         self.raises = raises
-        self.match = match
+        self.match: Match = match
         self.pure = pure
         self.transaction = transaction
         self.is_async = inspect.iscoroutinefunction(fn)
@@ -114,7 +114,7 @@ class Step(Generic[P, R]):
         name: str | None = None,
     ) -> Step[P, R]:
         """The same step with some options replaced."""
-        return Step(
+        options: Step[P, R] = Step(
             self.fn,
             name=name or self.name,
             retry=self.retry if isinstance(retry, _Unset) else retry,
@@ -124,6 +124,7 @@ class Step(Generic[P, R]):
             pure=self.pure,
             transaction=self.transaction,
         )
+        return options
 
     @overload
     def __get__(self, instance: None, owner: type[Any]) -> Step[P, R]: ...
@@ -205,6 +206,9 @@ def step(fn: Callable[..., Any] | None = None, /, **options: Any) -> Any:
         match: "args": a replay with other arguments is an error; "name": arguments may differ.
         pure: It has no effects, so it needn't wait until what came before it is durable.
     """
-    if fn is not None:
-        return Step(fn, **options)
-    return functools.partial(Step, **options)
+
+    def declare(fn: Callable[..., Any]) -> Step[..., Any]:
+        declared: Step[..., Any] = Step(fn, **options)
+        return declared
+
+    return declare if fn is None else declare(fn)

@@ -147,6 +147,9 @@ def workflow(fn: Callable[..., Any] | None = None, /, **options: Any) -> Any:
         queue: Where it waits unless a start says otherwise.
         version: Recorded with it; by default a hash of the app's code.
     """
-    if fn is not None:
-        return Workflow(fn, **options)
-    return functools.partial(Workflow, **options)
+
+    def declare(fn: Callable[..., Any]) -> Workflow[..., Any]:
+        declared: Workflow[..., Any] = Workflow(fn, **options)
+        return declared
+
+    return declare if fn is None else declare(fn)

@@ -181,8 +181,9 @@ class Call:
             CURRENT.reset(token)
 
     async def _bounded(self, body: Coroutine[Any, Any, Any], seconds: float) -> Any:
+        limit = asyncio.timeout(seconds)
         try:
-            async with asyncio.timeout(seconds) as limit:
+            async with limit:
                 return await body
         except TimeoutError:
             if limit.expired():

@@ -8,9 +8,9 @@ waits until nothing that was recorded can be delivered: so its body doesn't star
 step that is new in the code doesn't hang an old history.
 
 A run is at rest when none of its tasks can go on by itself: each waits for a turn here, runs a step's body, or waits
-for a future that isn't done. asyncio has no list of what is about to run, so rest is what still looks like rest after a few
-turns of the loop: enough for the callbacks by which one future's end reaches a task through others (gather, shield, a
-task group).
+for a future that isn't done. asyncio has no list of what is about to run, so rest is what still looks like rest after
+a few turns of the loop: enough for the callbacks by which one future's end reaches a task through others
+(gather, shield, a task group).
 
 A run with one task has nothing to order, and skips all that.
 """

@@ -167,7 +167,7 @@ def install(loop: asyncio.AbstractEventLoop) -> Callable[[], None]:
             child.bind(task)
         return task
 
-    loop.set_task_factory(factory)  # type: ignore[arg-type]  # typeshed wants one signature; loops differ in theirs
+    loop.set_task_factory(factory)
 
     def restore() -> None:
         if loop.get_task_factory() is factory:
@@ -181,4 +181,5 @@ def _forward(
 ) -> asyncio.Future[Any]:
     if former is None:
         return asyncio.Task(coroutine, loop=loop, **options)
-    return former(loop, coroutine, **options)  # type: ignore[no-any-return]
+    task: asyncio.Future[Any] = former(loop, coroutine, **options)
+    return task

@@ -36,7 +36,11 @@ from perdure.store.database import Database, Interrupted, backoff
 from perdure.store.statements import SHARD
 
 _CONFLICT = ("40001", "40P01")
-_ISOLATION = {"read committed", "repeatable read", "serializable"}
+_ISOLATION = {
+    "read committed": sql.SQL("READ COMMITTED"),
+    "repeatable read": sql.SQL("REPEATABLE READ"),
+    "serializable": sql.SQL("SERIALIZABLE"),
+}
 
 
 class Transactions:
@@ -101,7 +105,7 @@ class Transactions:
                 raise ConfigurationError(
                     f"isolation={transaction.isolation!r} of step {name!r} is none; use {', '.join(sorted(_ISOLATION))}"
                 )
-            level = sql.SQL(transaction.isolation.upper())  # type: ignore[arg-type]  # it is one of the three
+            level = _ISOLATION[transaction.isolation.lower()]
             await connection.execute(sql.SQL("SET TRANSACTION ISOLATION LEVEL {}").format(level))
         limit = sql.Literal(self._idle_limit)
         await connection.execute(sql.SQL("SET LOCAL idle_in_transaction_session_timeout = {}").format(limit))

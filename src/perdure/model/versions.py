@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable, Iterable
 from hashlib import blake2b
 from types import CodeType
-from typing import Any
+from typing import Any, cast
 
 
 def version_of(functions: Iterable[Callable[..., Any]]) -> str:
@@ -33,5 +33,9 @@ def _essence(code: CodeType, docstring: str | None) -> bytes:
         if isinstance(constant, CodeType):
             parts.append(_essence(constant, None))
         elif not (isinstance(constant, str) and constant == docstring):
-            parts.append(repr(sorted(map(repr, constant)) if isinstance(constant, frozenset) else constant).encode())
+            # A frozenset's order depends on the process.
+            ordered = (
+                sorted(map(repr, cast("frozenset[object]", constant))) if isinstance(constant, frozenset) else constant
+            )
+            parts.append(repr(ordered).encode())
     return b"\0".join(parts)

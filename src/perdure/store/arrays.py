@@ -16,7 +16,6 @@ from typing import Any, ClassVar
 
 from psycopg.adapt import AdaptersMap, Dumper
 from psycopg.pq import Format
-from typing_extensions import Buffer
 
 _NULL = b"\xff\xff\xff\xff"
 _EMPTY = struct.Struct("!iii")
@@ -112,7 +111,7 @@ def _dumper(kind: type[Array]) -> type[Dumper]:
         format = Format.BINARY
         oid = kind.array_oid
 
-        def dump(self, obj: Array) -> Buffer | None:
+        def dump(self, obj: Array) -> bytes:
             if not obj:
                 return _EMPTY.pack(0, 0, kind.element_oid)
             return _HEADER.pack(1, 1, kind.element_oid, len(obj), 1) + b"".join(obj.encode())

@@ -21,7 +21,7 @@ import asyncio
 import os
 import random
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -162,7 +162,7 @@ class Database:
     # --- connections -----------------------------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def connection(self) -> AsyncIterator[Connection]:
+    async def connection(self) -> AsyncGenerator[Connection]:
         """A connection in autocommit. It comes back to the pool if it is as good as before, else it is thrown away."""
         if self._closed:
             raise Interrupted("the pool is closed", outcome_unknown=False)

@@ -6,7 +6,7 @@ Taken are psycopg 3 and asyncpg connections, and whatever wraps one: SQLAlchemy'
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import psycopg
 from psycopg import AsyncConnection, AsyncRawCursor, RawCursor
@@ -19,6 +19,8 @@ from perdure.store.programs import Program
 from perdure.store.statements import Statements
 
 T = TypeVar("T")
+
+_PSYCOPG = (psycopg.Connection, AsyncConnection)
 
 
 async def run_async(connection: Any, program: Program[T], statements: Statements) -> T:
@@ -36,8 +38,8 @@ async def run_async(connection: Any, program: Program[T], statements: Statements
 
 def run_blocking(connection: Any, program: Program[T], statements: Statements) -> T:
     """Run a program on a synchronous connection."""
-    raw = _unwrap(connection)
-    if not isinstance(raw, psycopg.Connection):
+    raw: Any = _unwrap(connection)
+    if not _is_blocking(raw):
         raise _unknown(connection)
     try:
         name, params = next(program)
@@ -52,7 +54,7 @@ def run_blocking(connection: Any, program: Program[T], statements: Statements) -
 
 
 async def _fetch_async(connection: Any, text: bytes, params: Any) -> Any:
-    if isinstance(connection, AsyncConnection):
+    if _is_async(connection):
         async with AsyncRawCursor(connection, row_factory=namedtuple_row) as cursor:
             arrays.register(cursor.adapters)
             await cursor.execute(text, params)
@@ -87,19 +89,25 @@ async def _unwrap_async(connection: Any) -> Any:
 
 def _unwrap(connection: Any) -> Any:
     """The driver's connection: psycopg's, or asyncpg's."""
-    if isinstance(connection, psycopg.Connection | AsyncConnection) or type(connection).__module__.startswith(
-        "asyncpg"
-    ):
-        return connection
     module = type(connection).__module__
+    if isinstance(connection, _PSYCOPG) or module.startswith("asyncpg"):
+        return cast("Any", connection)
     if module.startswith("sqlalchemy."):
-        held = connection.connection() if callable(connection.connection) else connection.connection
+        held: Any = connection.connection() if callable(connection.connection) else connection.connection
         held = getattr(held, "connection", held) if module.startswith("sqlalchemy.orm") else held
         return _unwrap(held.driver_connection)
     if module.startswith("django."):
         connection.ensure_connection()
         return _unwrap(connection.connection)
     raise _unknown(connection)
+
+
+def _is_blocking(connection: object) -> bool:
+    return isinstance(connection, psycopg.Connection)
+
+
+def _is_async(connection: object) -> bool:
+    return isinstance(connection, AsyncConnection)
 
 
 def _unknown(connection: Any) -> WrongPlace:

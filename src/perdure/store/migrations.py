@@ -103,10 +103,8 @@ async def ensure(connection: AsyncConnection[Any], schema: str, *, apply: bool) 
     if not missing:
         return ()
     if not apply:
-        raise SchemaError(
-            f"schema {schema!r} lacks {len(missing)} migration{'s' if len(missing) > 1 else ''} "
-            f"(the newest is {missing[-1].version:04d}_{missing[-1].name}); run 'perdure migrate'"
-        )
+        names = ", ".join(f"{migration.version:04d}_{migration.name}" for migration in missing)
+        raise SchemaError(f"schema {schema!r} lacks {names}; run 'perdure migrate'")
     return await migrate(connection, schema)
 
 
@@ -189,7 +187,7 @@ def _missing(applied: dict[int, tuple[str, int]] | None, schema: str) -> tuple[M
             f"but this one knows only {newest}; upgrade perdure"
         )
     missing = [migration for migration in known() if migration.version not in applied]
-    if missing and missing[0].version < max(applied):
+    if len(missing) > 0 and missing[0].version < max(applied):
         raise SchemaError(
             f"schema {schema!r} is half-migrated: version {missing[0].version} is missing below {max(applied)}; "
             "restore the table of migrations, or use another schema"
