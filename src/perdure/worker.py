@@ -38,6 +38,7 @@ SHORTEST_LEASE = timedelta(seconds=1)
 _WANTED_SECONDS = 10.0
 _HAND_OVER_SECONDS = 10.0
 _MOST_THREADS = 64
+_CONNECTIONS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +85,7 @@ class Worker:
         self._program = program
         self._options = options
         self._loop = asyncio.get_running_loop()
+        session.database.widen(_CONNECTIONS)
         self._stopping = asyncio.Event()
         self._started: asyncio.Future[None] = self._loop.create_future()
         self._task: asyncio.Task[None] | None = None
@@ -174,7 +176,7 @@ class Worker:
         return self._lease.worker_id
 
     async def _run(self) -> None:
-        await self._session.database.fetch("clock")
+        await self._session.database.reach("worker")
         await self._lease.start()
         restore = scopes.install(self._loop)
         try:

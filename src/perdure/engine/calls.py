@@ -19,7 +19,7 @@ import asyncio
 import inspect
 import logging
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from datetime import datetime, timedelta
 from typing import Any, NoReturn, Protocol
 from uuid import UUID
@@ -74,6 +74,8 @@ class Caller(Protocol):
     @property
     def is_durable(self) -> bool: ...
     async def durable(self) -> None: ...
+    def forget_body(self, key: str) -> None: ...
+    async def body_ended(self) -> None: ...
     def record(self, checkpoint: Checkpoint) -> None: ...
     def hand_over(self) -> None: ...
     def lost(self, reason: str) -> None: ...
@@ -125,7 +127,7 @@ class Call:
         self.kwargs = kwargs
         self.args_hash = args_hash
         self.attempt = 1
-        self.thread: asyncio.Future[Any] | None = None
+        self.thread: asyncio.Future[Callable[[], Any]] | None = None
 
     async def outcome(self) -> Any:
         """Attempt after attempt, until there is an outcome to record."""
@@ -135,11 +137,11 @@ class Call:
             began = self.run.host.loop.time()
             try:
                 return await self._attempted(began)
-            except RunEnded:
+            except KeyboardInterrupt:
                 raise
-            except (Exception, asyncio.CancelledError) as error:
-                failure: BaseException = error
-                if self.run.over or _is_cancelled(error):
+            except BaseException as error:  # SystemExit, too, is a failure of this step alone
+                failure = error
+                if self.run.over or _is_unwound(error):
                     raise
             pause = self._pause_after(failure)
             if pause is None:
@@ -175,19 +177,20 @@ class Call:
                 return await step.fn(*args, **self.kwargs)
             return await self._bounded(step.fn(*args, **self.kwargs), step.timeout.total_seconds())
         finally:
-            run.bodies.pop(self.key, None)
+            run.forget_body(self.key)
             if task is not None:
                 run.delivery.enter(task)
             CURRENT.reset(token)
 
-    async def _bounded(self, body: Coroutine[Any, Any, Any], seconds: float) -> Any:
+    async def _bounded(self, body: Awaitable[Any], seconds: float) -> Any:
+        assert self.step.timeout is not None
         limit = asyncio.timeout(seconds)
         try:
             async with limit:
                 return await body
         except TimeoutError:
             if limit.expired():
-                raise StepTimeout(self.step.name, seconds) from None
+                raise StepTimeout(self.step.name, self.step.timeout.total_seconds()) from None
             raise
 
     async def _in_thread(self, context: StepContext, args: tuple[Any, ...]) -> Any:
@@ -195,6 +198,7 @@ class Call:
         if self.thread is not None and not self.thread.done():
             await asyncio.wait({self.thread})
         seconds = self.step.timeout.total_seconds() if self.step.timeout else None
+        until = self.run.host.loop.time() + (seconds or 0.0)
         self.thread = self.run.host.threads.submit(self.step.fn, args, self.kwargs)
         try:
             await asyncio.wait({self.thread}, timeout=seconds)
@@ -202,8 +206,10 @@ class Call:
                 raise StepTimeout(self.step.name, seconds or 0.0)
         finally:
             context.is_cancelled = not self.thread.done()
-        value = self.thread.result()
-        return await value if inspect.isawaitable(value) else value
+        value = self.thread.result()()
+        if not inspect.isawaitable(value):
+            return value
+        return await (value if seconds is None else self._bounded(value, until - self.run.host.loop.time()))
 
     # --- outcomes --------------------------------------------------------------------------------------------------
 
@@ -294,7 +300,7 @@ class Call:
         """The barrier; and the place where a worker that shuts down lets go of a workflow."""
         run = self.run
         if run.host.draining:
-            run.hand_over()
+            await self._let_go()
         if run.over:
             raise RunEnded
         if not self.step.pure and not run.is_durable:
@@ -304,6 +310,18 @@ class Call:
             finally:
                 run.delivery.enter(task)
 
+    async def _let_go(self) -> None:
+        """Begin nothing more; hand the run over when its other steps have come to their end."""
+        run = self.run
+        while run.bodies:
+            task = run.delivery.leave()
+            try:
+                await run.body_ended()
+            finally:
+                run.delivery.enter(task)
+            await run.delivery.live()
+        run.hand_over()
+
     def _where(self) -> str:
         return f"{self.step.where} in workflow {self.run.name!r}"
 
@@ -311,10 +329,11 @@ class Call:
 class StepContext:
     """Where a step's body runs."""
 
-    __slots__ = ("_call", "is_cancelled")
+    __slots__ = ("_call", "attempt", "is_cancelled")
 
     def __init__(self, call: Call) -> None:
         self._call = call
+        self.attempt = call.attempt
         self.is_cancelled = False
 
     def call(self, step: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Coroutine[Any, Any, Any]:
@@ -334,10 +353,6 @@ class StepContext:
     @property
     def name(self) -> str:
         return self._call.step.name
-
-    @property
-    def attempt(self) -> int:
-        return self._call.attempt
 
     @property
     def deadline(self) -> datetime | None:
@@ -360,8 +375,11 @@ class StepContext:
 
     def check(self) -> None:
         """Raise if this attempt was cancelled or timed out, so that a thread can end early."""
-        if self.is_cancelled or self._call.run.over:
+        if self._call.run.over:
             raise RunEnded
+        if self.is_cancelled:
+            timeout = self._call.step.timeout
+            raise StepTimeout(self.name, timeout.total_seconds() if timeout else 0.0)
 
 
 def _raise(run: Caller, step: Step[..., Any], payload: str, cause: BaseException | None = None) -> NoReturn:
@@ -370,9 +388,14 @@ def _raise(run: Caller, step: Step[..., Any], payload: str, cause: BaseException
     raise catalogue.rebuild(payload, StepFailed) from cause
 
 
-def _is_cancelled(error: BaseException) -> bool:
-    """Whether the workflow's code cancelled this task; a CancelledError of the body's own is a failure."""
-    if not isinstance(error, asyncio.CancelledError):
-        return False
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
+def _is_unwound(error: BaseException) -> bool:
+    """Whether the workflow's code cancels this task, or it is thrown away; not whether the body raised the same."""
+    if isinstance(error, asyncio.CancelledError):
+        task = asyncio.current_task()
+        return task is not None and task.cancelling() > 0
+    if isinstance(error, GeneratorExit):
+        try:
+            return asyncio.current_task() is None
+        except RuntimeError:
+            return True  # the loop is gone
+    return False

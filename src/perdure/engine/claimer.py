@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
@@ -75,6 +76,7 @@ class Claimer(Loop):
         self._reconcile = False
         self._disagreements = 0
         self._polled_at = 0.0
+        self._turns = itertools.count()
         self._stopping = False
         self._nothing_to_release = asyncio.Event()
         self._nothing_to_release.set()
@@ -154,14 +156,19 @@ class Claimer(Loop):
         return (_POLL_SECONDS if self._hears() else _DEAF_POLL_SECONDS) if not self._hot else None
 
     async def _claim_round(self) -> None:
-        """One look at each queue in which something may be pending."""
+        """One look at each queue in which something may be pending; they share the free slots, and take turns."""
         await self._batched()
-        for queue in await self._candidates():
+        queues = await self._candidates()
+        first = next(self._turns) % len(queues) if queues else 0
+        waiting = deque(queues[first:] + queues[:first])
+        while waiting:
             free = self._executor.free
             if free <= 0 or self._stopping or not self._lease.is_valid:
+                self._hinted.update(dict.fromkeys(waiting))  # their turn comes first
                 return
+            limit = min(-(-free // len(waiting)), _MOST_AT_ONCE)
+            queue = waiting.popleft()
             self._hinted.pop(queue, None)
-            limit = min(free, _MOST_AT_ONCE)
             claims = await self._claim(queue, limit)
             if len(claims) == limit:
                 self._hot[queue] = None

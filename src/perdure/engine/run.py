@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from contextvars import copy_context
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 from uuid import UUID
 
 from perdure import failures, telemetry
@@ -99,6 +99,7 @@ class Run:
         self._put = 0
         self._acknowledged = 0
         self._barriers: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._body_ended: asyncio.Future[None] | None = None
 
     def _remember(self, history: tuple[Recorded, ...]) -> int:
         """Sort the history by what it is for; returns the highest position."""
@@ -132,6 +133,9 @@ class Run:
             status, payload = await self._execute()
         except RunEnded:
             return
+        except Exception as error:  # ours, or a codec's: counted, so that it comes to an end
+            self.host.run_lost(self, f"it could not be run: {type(error).__name__}: {error}")
+            return
         if self.over:
             return
         if self.history and telemetry.wanted(telemetry.StepsUnasked):
@@ -142,8 +146,9 @@ class Run:
     async def _execute(self) -> tuple[str, str]:
         """Run the function; returns the status and the payload of the result."""
         workflow = self.workflow
+        text = self.decoded(self._input)
         try:
-            args, kwargs = workflow.parameters.load(self.decoded(self._input))
+            args, kwargs = workflow.parameters.load(text)
         except (InvalidArguments, SerializationError) as error:
             return "error", self._failure(error)
         try:
@@ -213,7 +218,9 @@ class Run:
         """A call of a step, under the key that was drawn for it."""
         if self.over:
             raise RunEnded
-        return calls.call(self, key, step, args, kwargs)
+        coroutine: Any = calls.call(self, key, step, args, kwargs)
+        coroutine.__qualname__ = step.name  # what asyncio and Python's own warnings call it
+        return cast("Coroutine[Any, Any, Any]", coroutine)
 
     def value(self, key: str, make: Callable[[], Any]) -> Any:
         """A value made once: recorded at once, without waiting."""
@@ -264,6 +271,18 @@ class Run:
             await future
         if self.over:
             raise RunEnded
+
+    def forget_body(self, key: str) -> None:
+        """The body of a step has ended."""
+        self.bodies.pop(key, None)
+        if self._body_ended is not None and not self._body_ended.done():
+            self._body_ended.set_result(None)
+
+    async def body_ended(self) -> None:
+        """Wait until the body of some step has ended."""
+        if self._body_ended is None or self._body_ended.done():
+            self._body_ended = self.host.loop.create_future()
+        await asyncio.shield(self._body_ended)
 
     def hand_over(self) -> None:
         """Stop before the next step: what is recorded stays, another worker goes on."""

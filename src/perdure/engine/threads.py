@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import functools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -16,19 +15,30 @@ class Threads:
     def __init__(self, size: int) -> None:
         self._pool = ThreadPoolExecutor(size, thread_name_prefix="perdure-step")
 
-    def submit(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> asyncio.Future[Any]:
-        """A future of the call. Abandoned, it goes on to its end; nobody is told what came of it."""
+    def submit(
+        self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> asyncio.Future[Callable[[], Any]]:
+        """A future of what gives the outcome: called, it returns the value, or raises what the function raised.
+
+        Futures can't carry every exception (`StopIteration`), nor should every one end a process (`SystemExit`).
+        Abandoned, the function goes on to its end; nobody is told what came of it.
+        """
         context = contextvars.copy_context()
-        loop = asyncio.get_running_loop()
-        future = loop.run_in_executor(self._pool, context.run, functools.partial(fn, *args, **kwargs))
-        future.add_done_callback(_retrieve)
-        return future
+        return asyncio.get_running_loop().run_in_executor(self._pool, lambda: context.run(_outcome, fn, args, kwargs))
 
     def close(self) -> None:
         """No new calls; those that run are not waited for."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _retrieve(future: asyncio.Future[Any]) -> None:
-    if not future.cancelled():
-        future.exception()
+def _outcome(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any]:
+    try:
+        value = fn(*args, **kwargs)
+    except BaseException as error:
+        failure = error
+
+        def fail() -> Any:
+            raise failure
+
+        return fail
+    return lambda: value

@@ -25,7 +25,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Seque
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import psycopg
 from psycopg import AsyncConnection, AsyncRawCursor
@@ -47,6 +47,13 @@ Connection = AsyncConnection[Row]
 Connect = Callable[[str], Awaitable[Connection]]
 
 T = TypeVar("T")
+
+
+class Ensure(Protocol):
+    """What is done about the schema at the first connection: `migrations.ensure`, or what a tool does instead."""
+
+    async def __call__(self, connection: Connection, schema: str, *, apply: bool) -> object: ...
+
 
 OLDEST_SERVER = 130_000
 _IDLE_SECONDS = 30.0
@@ -84,12 +91,20 @@ class Capabilities:
 class Database:
     """A bounded set of connections to one database, for one event loop."""
 
-    def __init__(self, settings: Settings, *, connect: Connect | None = None, pool_size: int | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        connect: Connect | None = None,
+        pool_size: int | None = None,
+        ensure: Ensure = migrations.ensure,
+    ) -> None:
         self.settings = settings
         self.statements = statements(settings.schema)
         self.capabilities: Capabilities | None = None
         self.url: str | None = None
         self._open = connect or _connect
+        self._ensure = ensure
         self._idle: list[tuple[float, Connection]] = []
         self._slots = asyncio.Semaphore(pool_size or settings.pool_size)
         self._introduction = asyncio.Lock()
@@ -111,6 +126,31 @@ class Database:
             DatabaseUnavailable: It wasn't answered for as long as `patience` (by default `connect_timeout`).
         """
         return await self.persist(lambda: self.attempt(name, *params), patience=patience)
+
+    async def reach(self, who: str) -> None:
+        """Wait until the database can be reached, for ever; says so when that takes long.
+
+        Raises:
+            ConfigurationError: It refuses us.
+        """
+        told = False
+        for pause in backoff():
+            try:
+                await self.attempt("clock")
+            except Interrupted as interruption:
+                if not told:
+                    telemetry.emit(telemetry.DatabaseLost(component=who, reason=interruption.reason))
+                told = True
+                await asyncio.sleep(pause)
+            else:
+                if told:
+                    telemetry.emit(telemetry.DatabaseBack(component=who))
+                return
+
+    def widen(self, connections: int) -> None:
+        """Allow so many more at once: a worker moves in."""
+        for _ in range(connections):
+            self._slots.release()
 
     async def persist(self, attempt: Callable[[], Awaitable[T]], *, patience: timedelta | None = None) -> T:
         """Repeat `attempt` while it is interrupted, with growing pauses, for as long as the patience lasts."""
@@ -215,7 +255,7 @@ class Database:
         if probe.read_only == "on":
             raise Interrupted("the server is read-only (a standby?)", outcome_unknown=False)
         try:
-            await migrations.ensure(connection, self.settings.schema, apply=self.settings.migrate)
+            await self._ensure(connection, self.settings.schema, apply=self.settings.migrate)
         except psycopg.Error as error:
             raise self._meaning(error, connection, in_flight=True) from error
         pooler = connection.pgconn.backend_pid != probe.backend_pid
