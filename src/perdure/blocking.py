@@ -128,7 +128,9 @@ class BlockingApp:
         attributes: Json | None = None,
         connection: Any = None,
     ) -> BlockingHandle[R]:
+        invocation.taken()
         if connection is not None:
+            _PORTAL.run(self._prepare(), "app.start()")
             new = self._client._new(
                 invocation, key=key, on_conflict=on_conflict, queue=queue, priority=priority, partition=partition,
                 delay=delay, start_at=start_at, attributes=attributes,
@@ -145,7 +147,10 @@ class BlockingApp:
     def start_many(
         self, invocations: Iterable[Invocation[R] | Start[R]], /, *, queue: str | None = None, connection: Any = None
     ) -> list[BlockingHandle[R]]:
-        starting = self._client.start_many(invocations, queue=queue, connection=connection)
+        starts = [each if isinstance(each, Start) else Start(each) for each in invocations]
+        for each in starts:
+            each.invocation.taken()
+        starting = self._client.start_many(starts, queue=queue, connection=connection)
         return [BlockingHandle(handle) for handle in _PORTAL.run(starting, "app.start_many()")]
 
     def run(
@@ -158,6 +163,7 @@ class BlockingApp:
         priority: int = 0,
         partition: str | None = None,
     ) -> R:
+        invocation.taken()
         running = self._client.run(invocation, key=key, queue=queue, priority=priority, partition=partition)
         return _PORTAL.run(running, "app.run()")
 
@@ -197,6 +203,9 @@ class BlockingApp:
 
     def close(self) -> None:
         _PORTAL.run(self._client.close(), "app.close()")
+
+    async def _prepare(self) -> None:
+        await self._client.session().database.prepare()
 
     def __enter__(self) -> BlockingApp:
         return self

@@ -16,6 +16,7 @@ from typing_extensions import TypeForm, TypeVar
 
 from perdure import telemetry
 from perdure.annotations import ANY
+from perdure.authoring.context import CURRENT
 from perdure.authoring.workflows import Invocation, Workflow
 from perdure.codec import Codec, shape
 from perdure.config import Settings
@@ -147,6 +148,7 @@ class Client:
             attributes=attributes,
         )
         if connection is not None:
+            await self.session().database.prepare()
             program = self._program([new])
             (started,) = await foreign.run_async(connection, program, statements(self.settings.schema))
             return self._started(invocation, new, started)
@@ -172,6 +174,8 @@ class Client:
         caller's (`connection=`) all of them commit together.
         """
         starts = [each if isinstance(each, Start) else Start(each) for each in invocations]
+        for each in starts:
+            each.invocation.taken()  # also those behind one that is refused
         news = [
             self._new(
                 each.invocation,
@@ -187,6 +191,7 @@ class Client:
         if not news:
             return []
         if connection is not None:
+            await self.session().database.prepare()
             program = self._program(news)
             outcomes = await foreign.run_async(connection, program, statements(self.settings.schema))
         else:
@@ -306,6 +311,8 @@ class Client:
     def session(self) -> Session:
         """What this client has for the running event loop; made at first use. A forked child makes its own."""
         loop = asyncio.get_running_loop()
+        if (context := CURRENT.get()) is not None:
+            context.check_verb()
         if self._pid != os.getpid():
             self._sessions, self._pid = weakref.WeakKeyDictionary(), os.getpid()
         session = self._sessions.get(loop)
@@ -362,6 +369,10 @@ class Client:
                 f"a start takes an invocation such as checkout(42), not {type(invocation).__name__}; "
                 "call the workflow with its arguments"
             )
+        invocation.taken()
+        context = CURRENT.get()
+        if context is not None and key is None:
+            key = context.start_key(invocation.name)
         text = self.encoded(invocation.input(self.settings.max_payload))
         if key is not None:
             _check_key(key)

@@ -9,7 +9,7 @@ from uuid import UUID
 from perdure.config import Settings
 from perdure.results import Results
 from perdure.starter import Local, Starter
-from perdure.store.database import Database
+from perdure.store.database import Connect, Database
 from perdure.store.listener import Listener, Notifier
 
 
@@ -26,9 +26,10 @@ class Resident(Local, Protocol):
 class Session:
     """Belongs to one event loop; made at the first verb, closed with the client."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, connect: Connect | None = None) -> None:
         self.settings = settings
-        self.database = Database(settings)
+        self.connect = connect
+        self.database = Database(settings, connect=connect)
         self.notifier = Notifier(self.database)
         self.listener = Listener(self.database, self._on_hint)
         self.starter = Starter(self.database, settings, on_started=self._on_started)

@@ -33,14 +33,14 @@ from perdure.store.statements import SHARD
 
 _MOST_PLAIN = 1000
 _MOST_KEYED = 200
-_LOCK_TIMEOUT = "1s"
+_LOCK_TIMEOUT = "200ms"
 
 
 class Local(Protocol):
     """A worker in this process, on this loop."""
 
     @property
-    def worker_id(self) -> UUID: ...
+    def worker_id(self) -> UUID | None: ...
     def reserve(self, queue: str, name: str, id: UUID) -> bool:
         """Whether this workflow may be claimed at its birth; the slot is taken if so."""
         ...
@@ -71,6 +71,8 @@ class Starter:
         self._on_started = on_started
         self._plain = _Lane(self._send_plain, _MOST_PLAIN)
         self._keyed = _Lane(self._send_keyed, _MOST_KEYED)
+        self._apart: set[asyncio.Task[None]] = set()
+        self._one_apart = asyncio.Semaphore()
         self.local: Local | None = None
 
     async def start(self, news: Sequence[NewWorkflow]) -> list[Started]:
@@ -100,6 +102,8 @@ class Starter:
         """Nothing new; what is under way is awaited briefly."""
         await self._plain.close()
         await self._keyed.close()
+        for task in self._apart:
+            task.cancel()
 
     # --- the plain lane --------------------------------------------------------------------------------------------
 
@@ -202,8 +206,7 @@ class Starter:
             except psycopg.errors.LockNotAvailable:
                 if len(waiting) > 1:
                     return await self._halve_keyed(waiting)
-                reason = f"key {waiting[0].new.key!r} is held by a transaction that somebody leaves open"
-                waiting = self._give_up(waiting, Interrupted(reason, outcome_unknown=False), None)
+                return self._wait_apart(waiting[0])
             except psycopg.Error as error:
                 if len(waiting) > 1:
                     return await self._halve_keyed(waiting)
@@ -221,6 +224,33 @@ class Starter:
         """Side by side: the half that waits for somebody must not hold up the other."""
         middle = len(waiting) // 2
         await asyncio.gather(self._send_keyed(waiting[:middle]), self._send_keyed(waiting[middle:]))
+
+    def _wait_apart(self, one: _Waiting) -> None:
+        """Its key is held by a transaction that somebody leaves open: it waits beside the lane, and so alone."""
+        task = asyncio.ensure_future(self._wait_for_key(one))
+        self._apart.add(task)
+        task.add_done_callback(self._apart.discard)
+
+    async def _wait_for_key(self, one: _Waiting) -> None:
+        reason = f"key {one.new.key!r} is held by a transaction that somebody leaves open"
+        for pause in backoff():
+            await asyncio.sleep(pause)
+            try:
+                async with self._one_apart:  # all who wait so hold one connection, for a moment each
+                    outcomes = await self._start_keyed([one.new])
+            except psycopg.errors.LockNotAvailable:
+                interruption = Interrupted(reason, outcome_unknown=False)
+            except Interrupted as error:
+                interruption = error
+            except psycopg.Error as error:
+                return _tell_all([one], _refused(one.new, error))
+            except ConfigurationError as error:
+                return _tell_all([one], error)
+            else:
+                return self._keyed_started([one], outcomes)
+            if not self._give_up([one], interruption, None):
+                return None
+        raise AssertionError("backoff never ends")
 
     async def _start_keyed(self, news: list[NewWorkflow]) -> list[Started | KeyConflict]:
         program = programs.start_keyed(news, lock_timeout=_LOCK_TIMEOUT)

@@ -90,7 +90,7 @@ class Worker:
         self._started: asyncio.Future[None] = self._loop.create_future()
         self._task: asyncio.Task[None] | None = None
         self._wanted_until = float("-inf")
-        self._handed_over = 0
+        self._id: UUID
         registration = Registration(
             app=program.app,
             version=program.version,
@@ -107,6 +107,7 @@ class Worker:
             on_lost=self._lease_lost,
             on_beat=self._beat,
             long_bodies=self._long_bodies,
+            connect=session.connect,
         )
         self._threads = Threads(min(_MOST_THREADS, options.concurrency))
         self._writer = Writer(database, program.version)
@@ -170,9 +171,8 @@ class Worker:
         return self._started.done() and self._lease.is_valid and not self._stopping.is_set()
 
     @property
-    def worker_id(self) -> UUID:
-        """Its present id; a lost lease ends it."""
-        assert self._lease.worker_id is not None, "the worker hasn't registered yet"
+    def worker_id(self) -> UUID | None:
+        """Its present id; a lost lease ends it, and it has none until it is registered anew."""
         return self._lease.worker_id
 
     async def _run(self) -> None:
@@ -188,7 +188,7 @@ class Worker:
                 self._session.move_in(self)
                 telemetry.emit(
                     telemetry.WorkerStarted(
-                        worker_id=self.worker_id,
+                        worker_id=self._id,
                         app=self._program.app,
                         names=tuple(sorted(self._program.workflows)),
                         queues=self._options.queues,
@@ -204,7 +204,7 @@ class Worker:
             restore()
             self._threads.close()
             await self._lease.end()
-        telemetry.emit(telemetry.WorkerStopped(worker_id=self.worker_id, handed_over=self._handed_over))
+        telemetry.emit(telemetry.WorkerStopped(worker_id=self._id, handed_over=self._executor.handed_over))
 
     async def _wind_up(self) -> None:
         """No new work; let steps end; write everything; hand the rest over."""
@@ -213,17 +213,18 @@ class Worker:
         await self._executor.drain(self._options.grace)
         with suppress(TimeoutError):  # the database is away: the leases say the rest
             async with asyncio.timeout(_HAND_OVER_SECONDS):
+                await self._executor.nothing_reserved()
                 await self._writer.drained()
-                await self._claimer.all_released()
+                await self._claimer.settle()
 
     # --- what the lease tells --------------------------------------------------------------------------------------
 
     def _lease_held(self, worker_id: UUID) -> None:
+        self._id = worker_id
         self._claimer.wake()
 
     def _lease_lost(self, worker_id: UUID, reason: str) -> None:
         """Nobody may believe what these runs say any more; the next id begins with nothing."""
-        self._executor.reserved.clear()
         held = [run.id for run in self._executor.runs.values() if run.worker_id == worker_id]
         self._executor.drop(held, f"the lease was lost: {reason}")
 
@@ -252,12 +253,13 @@ class Worker:
         return self._claimer.reserve(queue, name, id)
 
     def launch(self, claims: Sequence[Claim]) -> None:
-        valid = [claim for claim in claims if claim.worker_id == self._lease.worker_id]
+        stopping = self._stopping.is_set()
+        valid = [claim for claim in claims if claim.worker_id == self._lease.worker_id and not stopping]
         self.forget([claim.workflow_id for claim in claims], in_doubt=len(valid) < len(claims))
         self._executor.launch(valid)
 
     def forget(self, ids: Sequence[UUID], *, in_doubt: bool) -> None:
-        self._executor.reserved.difference_update(ids)
+        self._executor.unreserve(ids)
         if in_doubt:
             self._claimer.doubt()
 
@@ -269,8 +271,6 @@ class Worker:
             self._session.notifier.notify(f"result {id}")
 
     def _pending_again(self, queues: set[str]) -> None:
-        if self._stopping.is_set():
-            self._handed_over += 1
         for queue in queues:
             self._claimer.hint(queue)
             self._session.notifier.notify(f"queue {queue}")

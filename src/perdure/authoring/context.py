@@ -59,6 +59,18 @@ class Context(Current, Protocol):
         """The database's time, in ISO format."""
         ...
 
+    def check_verb(self) -> None:
+        """Whether the verbs of an app may be used here.
+
+        Raises:
+            WrongPlace: In a workflow's own code, where a replay would do it again.
+        """
+        ...
+
+    def start_key(self, name: str) -> str:
+        """The key of a start that has none, in a step: the same for all attempts."""
+        ...
+
     def value(self, name: str, make: Callable[[], Any]) -> Any:
         """A JSON value made once, and recorded: on replay it is what it was."""
         ...

@@ -34,9 +34,12 @@ class Invocation(Coroutine[Any, Any, R_co]):
         self.workflow: Workflow[..., Any] | None = None
         self._used = False
 
-    def input(self, limit: int) -> str:
-        """The arguments as JSON, checked against the signature where it is known; the invocation counts as used."""
+    def taken(self) -> None:
+        """A verb has it now."""
         self._used = True
+
+    def input(self, limit: int) -> str:
+        """The arguments as JSON, checked against the signature where it is known."""
         if self.workflow is None:
             return dump_untyped(self.name, self.args, self.kwargs, limit)
         return self.workflow.parameters.dump(self.args, self.kwargs, limit)

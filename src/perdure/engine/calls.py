@@ -32,7 +32,7 @@ from perdure.engine.threads import Threads
 from perdure.errors import NotInWorkflow, ReplayMismatch, RunEnded, SerializationError, StepFailed, StepTimeout
 from perdure.failures import Catalogue
 from perdure.hashing import arguments_hash
-from perdure.model.keys import attempt_key
+from perdure.model.keys import attempt_key, occurrence
 from perdure.model.records import Checkpoint, Recorded
 from perdure.model.retry import ONCE, Retry, RetryAfter
 
@@ -313,6 +313,7 @@ class Call:
     async def _let_go(self) -> None:
         """Begin nothing more; hand the run over when its other steps have come to their end."""
         run = self.run
+        await run.delivery.live()  # whose step has ended still gets its outcome
         while run.bodies:
             task = run.delivery.leave()
             try:
@@ -329,10 +330,11 @@ class Call:
 class StepContext:
     """Where a step's body runs."""
 
-    __slots__ = ("_call", "attempt", "is_cancelled")
+    __slots__ = ("_call", "_starts", "attempt", "is_cancelled")
 
     def __init__(self, call: Call) -> None:
         self._call = call
+        self._starts: dict[str, int] = {}
         self.attempt = call.attempt
         self.is_cancelled = False
 
@@ -345,6 +347,14 @@ class StepContext:
 
     def time(self) -> str:
         return self._call.run.time()
+
+    def check_verb(self) -> None:
+        """A step may do what it likes."""
+
+    def start_key(self, name: str) -> str:
+        """The same for the n-th start of that name in each attempt."""
+        count = self._starts[name] = self._starts.get(name, 0) + 1
+        return f"{self.idempotency_key}/{occurrence(name, count)}"
 
     @property
     def id(self) -> UUID:

@@ -78,8 +78,7 @@ class Claimer(Loop):
         self._polled_at = 0.0
         self._turns = itertools.count()
         self._stopping = False
-        self._nothing_to_release = asyncio.Event()
-        self._nothing_to_release.set()
+        self._settled = asyncio.Event()
 
     # --- what others ask for ---------------------------------------------------------------------------------------
 
@@ -98,7 +97,6 @@ class Claimer(Loop):
     def release(self, release: Release) -> None:
         """A workflow that this worker lets go of, as soon as what it recorded is written."""
         self._releases.append(release)
-        self._nothing_to_release.clear()
         self.wake()
 
     def beat(self, held: int) -> None:
@@ -129,17 +127,18 @@ class Claimer(Loop):
             and self._executor.free > 0
         )
         if allowed:
-            self._executor.reserved.add(id)
+            self._executor.reserve(id)
         return allowed
 
     def stop(self) -> None:
         """No more claims; what runs let go of is still released."""
         self._stopping = True
 
-    async def all_released(self) -> None:
-        """Wait until everything that runs let go of is pending again."""
-        self.wake()
-        await self._nothing_to_release.wait()
+    async def settle(self) -> None:
+        """Wait until everything that this worker let go of, or got and didn't begin, is pending again."""
+        self._settled.clear()
+        self.doubt()
+        await self._settled.wait()
 
     # --- the one task ----------------------------------------------------------------------------------------------
 
@@ -148,6 +147,8 @@ class Claimer(Loop):
             await self._reconcile_now()
         if self._releases:
             await self._release_all()
+        if not self._reconcile and not self._releases:
+            self._settled.set()
         if self._stopping or not self._lease.is_valid:
             return None
         await self._claim_round()
@@ -197,6 +198,7 @@ class Claimer(Loop):
             self._registered.add(queue)
         worker_id = self._lease.worker_id
         assert worker_id is not None
+        self._executor.claiming = limit
         try:
             rows = await self._database.attempt("claim", SHARD, worker_id, queue, self._names, limit)
             if not rows:
@@ -206,8 +208,12 @@ class Claimer(Loop):
         except Interrupted:
             self.doubt()  # it may have taken effect
             raise
+        finally:
+            self._executor.claiming = 0
         if worker_id != self._lease.worker_id:
             return []  # the lease was lost meanwhile: they are recovered like everything else
+        if self._stopping:
+            return []  # they are reconciled at the end
         self._executor.launch(claims)
         return claims
 
@@ -302,8 +308,6 @@ class Claimer(Loop):
             )  # fmt: skip
             queues |= {row.queue for row in rows}
         self._releases = self._releases[len(releases) :]
-        if not self._releases:
-            self._nothing_to_release.set()
         self._on_released(queues)
         for queue in queues:
             self.hint(queue)

@@ -19,6 +19,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Generator
+from contextlib import contextmanager
 from heapq import heappop, heappush
 from typing import Any
 
@@ -107,14 +109,15 @@ class Delivery:
         self._new.append(future)
         await self._wait(future)
 
-    def hold(self) -> None:
+    @contextmanager
+    def held_turn(self) -> Generator[None]:
         """Whoever has the turn keeps it for a while: its outcome isn't certain yet (a commit)."""
         self._held = True
-
-    def unhold(self) -> None:
-        """The turn passes on."""
-        self._held = False
-        self._schedule()
+        try:
+            yield
+        finally:
+            self._held = False
+            self._schedule()
 
     async def _wait(self, future: _Future) -> int:
         task = self.leave()

@@ -63,6 +63,8 @@ class Executor:
         """What this worker holds, as far as it knows: running, or its result being written."""
         self.reserved: set[UUID] = set()
         """What is being started here, claimed already."""
+        self.claiming = 0
+        """How many may come back with the claim that is under way."""
         self._workflows = workflows
         self._max_recoveries = max_recoveries
         self._concurrency = concurrency
@@ -70,13 +72,17 @@ class Executor:
         self._on_slot = on_slot
         self._on_result = on_result
         self._on_release = on_release
+        self.handed_over = 0
+        """How many workflows this worker let go of, unfinished."""
+        self._nothing_reserved = asyncio.Event()
+        self._nothing_reserved.set()
         self._active: set[Run] = set()
         self._quiet = asyncio.Event()
 
     @property
     def free(self) -> int:
         """How many more runs may begin. A run whose code has ended takes no slot, written or not."""
-        return self._concurrency - len(self._active) - len(self.reserved)
+        return self._concurrency - len(self._active) - len(self.reserved) - self.claiming
 
     @property
     def held(self) -> int:
@@ -87,10 +93,24 @@ class Executor:
         """The database's time."""
         return self._time()
 
+    def reserve(self, id: UUID) -> None:
+        """A workflow is being started here, and will run here."""
+        self.reserved.add(id)
+        self._nothing_reserved.clear()
+
+    def unreserve(self, ids: Iterable[UUID]) -> None:
+        """Those are started, or won't be."""
+        self.reserved.difference_update(ids)
+        if not self.reserved:
+            self._nothing_reserved.set()
+
+    async def nothing_reserved(self) -> None:
+        """Wait until no start is under way that may be claimed at its birth."""
+        await self._nothing_reserved.wait()
+
     def launch(self, claims: Iterable[Claim]) -> None:
         """Run these. A claim of what still runs here ends the old run first, with all that it had queued."""
         for claim in claims:
-            self.reserved.discard(claim.workflow_id)
             former = self.runs.get(claim.workflow_id)
             if former is not None:
                 self._drop(former, "claimed again")
@@ -154,6 +174,7 @@ class Executor:
         """Its recorded outcomes are still written; the release comes behind them."""
         if run.over:
             return
+        self.handed_over += 1
         run.stop()
         self._release(run, stalls=0)
 

@@ -40,7 +40,7 @@ from perdure.engine.watchdog import Watchdog
 from perdure.errors import ConfigurationError, PerdureError
 from perdure.model.ids import new_id
 from perdure.store.arrays import BigInts, Floats, Ints, Texts, Uuids
-from perdure.store.database import Database, Interrupted, backoff
+from perdure.store.database import Connect, Database, Interrupted, backoff
 from perdure.store.statements import SHARD
 
 _BEATS_A_LEASE = 4
@@ -82,6 +82,8 @@ class Lease:
         on_lost: Callable[[UUID, str], None],
         on_beat: Callable[[int], None],
         long_bodies: Callable[[float], Sequence[Body]],
+        connect: Connect | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._seconds = registration.lease.total_seconds()
         self._beat_seconds = self._seconds / _BEATS_A_LEASE
@@ -91,6 +93,8 @@ class Lease:
         self._on_lost = on_lost
         self._on_beat = on_beat
         self._long_bodies = long_bodies
+        self._connect = connect
+        self._monotonic = monotonic
         self._main = asyncio.get_running_loop()
         self._watchdog = Watchdog(self._main)
         self._thread = threading.Thread(target=self._run_thread, name="perdure-lease", daemon=True)
@@ -106,13 +110,13 @@ class Lease:
     @property
     def is_valid(self) -> bool:
         """Whether this worker may believe that nobody has taken over from it."""
-        return self.worker_id is not None and time.monotonic() < self._valid_until
+        return self.worker_id is not None and self._monotonic() < self._valid_until
 
     def time(self) -> datetime:
         """The database's time, as of the last beat, and what has passed since."""
         assert self._clock is not None, "the lease has never been held"
         then, at = self._clock
-        return then + timedelta(seconds=time.monotonic() - at)
+        return then + timedelta(seconds=self._monotonic() - at)
 
     async def start(self) -> None:
         """Register; returns once the lease is held.
@@ -145,7 +149,7 @@ class Lease:
         elif failure is not None:
             self._main.call_exception_handler({"message": "the lease's thread failed", "exception": failure})
             if self.worker_id is not None:
-                self._on_lost(self.worker_id, f"its thread failed: {failure}")
+                self._lose(self.worker_id, f"its thread failed: {failure}")
         self._ended.set_result(None)
 
     def _call(self, function: Callable[..., object], *args: object) -> None:
@@ -157,20 +161,23 @@ class Lease:
 
     async def _keep(self) -> None:
         self._own, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        database = Database(self._settings, pool_size=1)
+        database = Database(self._settings, connect=self._connect, pool_size=1)
         watching = asyncio.ensure_future(self._watchdog.run())
+        held: UUID | None = None
         try:
             while not self._stop.is_set():
-                id = await self._register(database, self._stop)
+                held = id = await self._register(database, self._stop)
                 if id is None:
                     break
                 reason = await self._beat_while_held(database, id, self._stop)
                 if reason is not None:
                     telemetry.emit(telemetry.LeaseLost(worker_id=id, reason=reason))
-                    self._call(self._on_lost, id, reason)
+                    self._valid_until = 0.0
+                    self._call(self._lose, id, reason)
+                    held = None
                     await self._say(database, "end_worker", id, "dead", self._stop)
-            if self.worker_id is not None:
-                await self._say(database, "end_worker", self.worker_id, "stopped", None)
+            if held is not None:
+                await self._say(database, "end_worker", held, "stopped", None)
         finally:
             watching.cancel()
             await database.close()
@@ -180,8 +187,8 @@ class Lease:
         id, me = new_id(), self._registration
         host, pid = socket.gethostname(), os.getpid()
         queues = None if me.queues is None else json.dumps(me.queues)
+        sent = self._monotonic()  # of the first try: whichever of them took effect, its lease began later
         for pause in backoff(0.1, 2.0):
-            sent = time.monotonic()
             try:
                 await database.attempt(
                     "register_worker", SHARD, id, me.app, me.version, host, pid, queues, json.dumps(me.names),
@@ -194,7 +201,7 @@ class Lease:
             except (Interrupted, psycopg.Error):
                 pass
             else:
-                self._clock = (clock.now, time.monotonic())
+                self._clock = (clock.now, self._monotonic())
                 self._valid_until = sent + self._seconds
                 self._call(self._hold, id)
                 return id
@@ -208,24 +215,28 @@ class Lease:
         if not self._first.done():
             self._first.set_result(None)
 
+    def _lose(self, id: UUID, reason: str) -> None:
+        self.worker_id = None
+        self._on_lost(id, reason)
+
     async def _beat_while_held(self, database: Database, id: UUID, stop: asyncio.Event) -> str | None:
         """Renew until stopped (None), or until the lease is lost (why)."""
         pause = self._beat_seconds
         while not await _happens(stop, pause):
-            sent = time.monotonic()
+            sent = self._monotonic()
             try:
                 rows = await database.attempt("heartbeat", SHARD, id)
             except (Interrupted, ConfigurationError, psycopg.Error) as error:
-                if time.monotonic() + 0.05 >= self._valid_until:
+                if self._monotonic() + 0.05 >= self._valid_until:
                     return f"no beat reached the database: {error.args[0] if error.args else error}"
-                pause = min(0.2, self._beat_seconds, max(0.0, self._valid_until - time.monotonic() - 0.05))
+                pause = min(0.2, self._beat_seconds, max(0.0, self._valid_until - self._monotonic() - 0.05))
                 continue
             if not rows:
                 return "the database says that it ran out"
             if sent >= self._valid_until:
                 return "this process was frozen for longer than the lease"
             self._valid_until = sent + self._seconds
-            self._clock = (rows[0].now, time.monotonic())
+            self._clock = (rows[0].now, self._monotonic())
             self._call(self._on_beat, rows[0].held)
             pause = self._beat_seconds
             await self._show_bodies(database, id)
@@ -248,13 +259,13 @@ class Lease:
 
     async def _say(self, database: Database, statement: str, id: UUID, status: str, stop: asyncio.Event | None) -> None:
         """Tell the database how this id ended, for a few seconds; else its lease runs out."""
-        deadline = time.monotonic() + _PATIENT_SECONDS
+        deadline = self._monotonic() + _PATIENT_SECONDS
         for pause in backoff():
             try:
                 await database.attempt(statement, SHARD, id, status)
                 return
             except (Interrupted, PerdureError, psycopg.Error):
-                if stop is None and time.monotonic() > deadline:
+                if stop is None and self._monotonic() > deadline:
                     return
             if await _happens(stop or asyncio.Event(), pause):
                 return

@@ -25,8 +25,12 @@ from typing import Any, Protocol
 from uuid import UUID
 
 from perdure.authoring.context import CURRENT
+from perdure.errors import WrongPlace
 from perdure.model.keys import occurrence, segment
 
+_IN_WORKFLOW = (
+    "a verb of the app was called in a workflow's own code, where a replay would do it again; call it in a step"
+)
 _DEFAULT_NAME = re.compile(r"Task-\d+")
 
 
@@ -118,6 +122,12 @@ class Scope:
 
     def time(self) -> str:
         return self.run.time()
+
+    def check_verb(self) -> None:
+        raise WrongPlace(_IN_WORKFLOW)
+
+    def start_key(self, name: str) -> str:
+        raise WrongPlace(_IN_WORKFLOW)
 
     @property
     def id(self) -> UUID:

@@ -20,6 +20,7 @@ The turn is kept until the commit is certain: a position is drawn before it, and
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -73,19 +74,17 @@ class Transactions:
     async def _transaction(self, call: Call, began: float) -> Any:
         transaction = call.step.transaction
         assert transaction is not None
-        delivery = call.run.delivery
-        try:
-            async with transaction.using() as connection:
-                self._check(call.step.name, connection)
-                async with connection.transaction():
-                    await self._prepare(connection, transaction, call.step.name)
-                    value = await call.body((connection, *call.args))
-                    text, value = call.settled(value)
-                    position = await delivery.turn()
-                    delivery.hold()
-                    await self._record(connection, call, position, text, began)
-        finally:
-            delivery.unhold()
+        async with AsyncExitStack() as stack:
+            connection = await stack.enter_async_context(transaction.using())
+            self._check(call.step.name, connection)
+            await stack.enter_async_context(connection.transaction())
+            await self._prepare(connection, transaction, call.step.name)
+            value = await call.body((connection, *call.args))
+            text, value = call.settled(value)
+            position = await call.run.delivery.turn()
+            with call.run.delivery.held_turn():
+                await self._record(connection, call, position, text, began)
+                await stack.aclose()  # COMMIT
         call.told("success")
         return value
 

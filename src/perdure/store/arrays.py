@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any, ClassVar
 
+import psycopg
 from psycopg.adapt import AdaptersMap, Dumper
 from psycopg.pq import Format
 
@@ -55,9 +56,15 @@ class Texts(Array):
             if value is None:
                 parts.append(_NULL)
             else:
-                data = value.encode()
-                parts.append(_LENGTH(len(data)) + data)
+                parts.append(_LENGTH(len(data := _utf8(value))) + data)
         return parts
+
+
+def _utf8(value: str) -> bytes:
+    try:
+        return value.encode()
+    except UnicodeEncodeError as error:  # refused as the server would refuse it, so that it is found among many
+        raise psycopg.DataError(f"a lone surrogate can't be stored: {error}") from error
 
 
 class _Fixed(Array):

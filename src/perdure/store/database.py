@@ -56,7 +56,7 @@ class Ensure(Protocol):
 
 
 OLDEST_SERVER = 130_000
-_IDLE_SECONDS = 30.0
+_IDLE_SECONDS = 10.0
 _CONNECT_SECONDS = 5
 _REFUSED = ("28", "3D", "42501", "0P")  # authentication, no such database, missing rights, no such role
 _TRY_AGAIN = ("08", "40001", "40003", "40P01", "53", "57", "58", "25006")
@@ -146,6 +146,11 @@ class Database:
                 if told:
                     telemetry.emit(telemetry.DatabaseBack(component=who))
                 return
+
+    async def prepare(self) -> None:
+        """See to it that the schema is there: before a caller's own connection writes to it."""
+        if self.capabilities is None:
+            await self.fetch("clock")
 
     def widen(self, connections: int) -> None:
         """Allow so many more at once: a worker moves in."""

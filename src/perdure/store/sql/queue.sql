@@ -79,11 +79,12 @@ WHERE shard = $1::int4 AND workflow_id = ANY ($3::uuid[]) AND worker_id = $2::uu
 -- an abandoned run counts as a recovery without progress ($5 is 1).
 -- $1 shard int4 · $2 worker_id uuid · $3 ids uuid[] · $4 epochs int8[] · $5 stalls int4
 -- No row back for an id: it was not held any more, or is by a later claim.
+-- IS TRUE keeps the planner from making a join of the list: it is hashed, and looked at once.
 UPDATE perdure.queue_entries
 SET worker_id = NULL, recoveries = recoveries + $5::int4, stalls = stalls + $5::int4
 WHERE shard = $1::int4 AND workflow_id = ANY ($3::uuid[]) AND worker_id = $2::uuid
-  AND epoch = (SELECT item.epoch FROM unnest($3::uuid[], $4::int8[]) AS item (id, epoch)
-               WHERE item.id = queue_entries.workflow_id)
+  AND ((workflow_id, epoch) IN (SELECT item.id, item.epoch FROM unnest($3::uuid[], $4::int8[]) AS item (id, epoch)))
+      IS TRUE
 RETURNING workflow_id, queue;
 
 -- :name wake_due

@@ -112,11 +112,16 @@ WHERE shard = $1::int4 AND workflow_id = ANY ($2::uuid[]) AND key = '$result';
 -- :name describe
 -- The rows of the public view, for these workflows.
 -- $1 ids uuid[]
-SELECT id, name, key, status, queue, priority, partition, input::text AS input, output::text AS output,
-       error::text AS error, worker_id, epoch, recoveries, parent_id, version, attributes::text AS attributes,
-       created_at, started_at, updated_at, wake_at, waiting_for, deadline, completed_at
-FROM perdure.workflows
-WHERE id = ANY ($1::uuid[]);
+-- One at a time, and OFFSET 0 keeps it so: as a join each branch of the view may be read from end to end.
+SELECT found.*
+FROM unnest($1::uuid[]) AS item (id),
+     LATERAL (
+         SELECT id, name, key, status, queue, priority, partition, input::text AS input, output::text AS output,
+                error::text AS error, worker_id, epoch, recoveries, parent_id, version, attributes::text AS attributes,
+                created_at, started_at, updated_at, wake_at, waiting_for, deadline, completed_at
+         FROM perdure.workflows
+         WHERE id = item.id
+         OFFSET 0) AS found;
 
 -- :name steps
 -- The rows of the public view, for one workflow, in order of delivery.
@@ -128,64 +133,134 @@ WHERE workflow_id = $1::uuid
 ORDER BY position NULLS LAST, key;
 
 -- :name page_all
--- A page of ids, newest first: walks the primary key backwards, and stops when the page is full.
+-- A page of ids, newest first: walks the primary key backwards, in chunks, and stops when the page is full.
 -- $1 shard int4 · $2 before uuid · $3 name text · $4 queue text · $5 key prefix text · $6 since timestamptz
 -- $7 until timestamptz · $8 attributes text, a json object · $9 status text: success, or null for any · $10 limit int4
-SELECT row.id
-FROM perdure.workflow_rows AS row
-WHERE row.shard = $1::int4
-  AND ($2::uuid IS NULL OR row.id < $2::uuid)
-  AND ($3::text IS NULL OR row.name = $3::text)
-  AND ($4::text IS NULL OR row.queue = $4::text)
-  AND ($5::text IS NULL OR pg_catalog.starts_with(row.key, $5::text))
-  AND ($6::timestamptz IS NULL OR row.created_at >= $6::timestamptz)
-  AND ($7::timestamptz IS NULL OR row.created_at < $7::timestamptz)
-  AND ($8::text IS NULL OR row.attributes::jsonb @> $8::jsonb)
-  AND ($9::text IS NULL OR EXISTS (
-      SELECT 1 FROM perdure.checkpoints AS result
-      WHERE result.shard = $1::int4 AND result.workflow_id = row.id AND result.key = '$result'
-        AND result.status = $9::text))
-ORDER BY row.id DESC
+-- In chunks, because what the filters let through can only be guessed: the planner would read and sort the whole table.
+-- A chunk begins below the last id of the one before; the first is the id that the page begins below.
+WITH RECURSIVE walk AS (
+    SELECT ARRAY[COALESCE($2::uuid, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid)] AS ids
+    UNION ALL
+    SELECT ARRAY(SELECT row.id
+                 FROM perdure.workflow_rows AS row
+                 WHERE row.shard = $1::int4 AND row.id < walk.ids[pg_catalog.cardinality(walk.ids)]
+                 ORDER BY row.id DESC
+                 LIMIT 500)
+    FROM walk
+    WHERE pg_catalog.cardinality(walk.ids) > 0
+)
+SELECT found.id
+FROM walk,
+     LATERAL (
+         SELECT row.id
+         FROM perdure.workflow_rows AS row
+         WHERE row.shard = $1::int4 AND row.id = ANY (walk.ids) AND ($2::uuid IS NULL OR row.id < $2::uuid)
+           AND ($3::text IS NULL OR row.name = $3::text)
+           AND ($4::text IS NULL OR row.queue = $4::text)
+           AND ($5::text IS NULL OR pg_catalog.starts_with(row.key, $5::text))
+           AND ($6::timestamptz IS NULL OR row.created_at >= $6::timestamptz)
+           AND ($7::timestamptz IS NULL OR row.created_at < $7::timestamptz)
+           AND ($8::text IS NULL OR row.attributes::jsonb @> $8::jsonb)
+           AND ($9::text IS NULL OR $9::text = (
+               SELECT result.status FROM perdure.checkpoints AS result
+               WHERE result.shard = $1::int4 AND result.workflow_id = row.id AND result.key = '$result'))
+         ORDER BY row.id DESC
+         OFFSET 0) AS found
 LIMIT $10::int4;
 
 -- :name page_failed
--- The same for those that ended in error: driven by the index on failures.
+-- The same for those that ended in error: walks checkpoints_failed_results backwards.
 -- $1 .. $8, $10 as in page_all · $9 status text: error
-SELECT row.id
-FROM perdure.checkpoints AS result
-JOIN perdure.workflow_rows AS row ON row.shard = $1::int4 AND row.id = result.workflow_id
-WHERE result.shard = $1::int4 AND result.status = 'error' AND result.key = '$result' AND $9::text = 'error'
-  AND ($2::uuid IS NULL OR row.id < $2::uuid)
-  AND ($3::text IS NULL OR row.name = $3::text)
-  AND ($4::text IS NULL OR row.queue = $4::text)
-  AND ($5::text IS NULL OR pg_catalog.starts_with(row.key, $5::text))
-  AND ($6::timestamptz IS NULL OR row.created_at >= $6::timestamptz)
-  AND ($7::timestamptz IS NULL OR row.created_at < $7::timestamptz)
-  AND ($8::text IS NULL OR row.attributes::jsonb @> $8::jsonb)
-ORDER BY row.id DESC
+WITH RECURSIVE walk AS (
+    SELECT ARRAY[COALESCE($2::uuid, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid)] AS ids
+    UNION ALL
+    SELECT ARRAY(SELECT result.workflow_id
+                 FROM perdure.checkpoints AS result
+                 WHERE result.shard = $1::int4 AND result.key = '$result' AND result.status = 'error'
+                   AND result.workflow_id < walk.ids[pg_catalog.cardinality(walk.ids)]
+                 ORDER BY result.workflow_id DESC
+                 LIMIT 500)
+    FROM walk
+    WHERE pg_catalog.cardinality(walk.ids) > 0 AND $9::text = 'error'
+)
+SELECT found.id
+FROM walk,
+     LATERAL (
+         SELECT row.id
+         FROM perdure.workflow_rows AS row
+         WHERE row.shard = $1::int4 AND row.id = ANY (walk.ids) AND ($2::uuid IS NULL OR row.id < $2::uuid)
+           AND ($3::text IS NULL OR row.name = $3::text)
+           AND ($4::text IS NULL OR row.queue = $4::text)
+           AND ($5::text IS NULL OR pg_catalog.starts_with(row.key, $5::text))
+           AND ($6::timestamptz IS NULL OR row.created_at >= $6::timestamptz)
+           AND ($7::timestamptz IS NULL OR row.created_at < $7::timestamptz)
+           AND ($8::text IS NULL OR row.attributes::jsonb @> $8::jsonb)
+         ORDER BY row.id DESC
+         OFFSET 0) AS found
 LIMIT $10::int4;
 
 -- :name page_active
--- The same for those that are pending, running or waiting: driven by the few rows that are just these.
+-- The same for those that are pending, running or waiting.
 -- $1 .. $8, $10 as in page_all · $9 status text: pending, running or waiting
-SELECT row.id
-FROM (
-    SELECT entry.workflow_id
-    FROM perdure.queue_entries AS entry
-    WHERE entry.shard = $1::int4
-      AND (($9::text = 'pending' AND entry.worker_id IS NULL) OR ($9::text = 'running' AND entry.worker_id IS NOT NULL))
+-- Pending and waiting: walks the primary keys of queue_entries and waits backwards. Running: the newest of each worker.
+WITH RECURSIVE holder AS (
+    (SELECT worker_id FROM perdure.queue_entries
+     WHERE shard = $1::int4 AND worker_id IS NOT NULL AND $9::text = 'running'
+     ORDER BY worker_id LIMIT 1)
     UNION ALL
-    SELECT wait.workflow_id
-    FROM perdure.waits AS wait
-    WHERE wait.shard = $1::int4 AND $9::text = 'waiting'
-) AS active
-JOIN perdure.workflow_rows AS row ON row.shard = $1::int4 AND row.id = active.workflow_id
-WHERE ($2::uuid IS NULL OR row.id < $2::uuid)
-  AND ($3::text IS NULL OR row.name = $3::text)
-  AND ($4::text IS NULL OR row.queue = $4::text)
-  AND ($5::text IS NULL OR pg_catalog.starts_with(row.key, $5::text))
-  AND ($6::timestamptz IS NULL OR row.created_at >= $6::timestamptz)
-  AND ($7::timestamptz IS NULL OR row.created_at < $7::timestamptz)
-  AND ($8::text IS NULL OR row.attributes::jsonb @> $8::jsonb)
-ORDER BY row.id DESC
+    SELECT (SELECT entry.worker_id FROM perdure.queue_entries AS entry
+            WHERE entry.shard = $1::int4 AND entry.worker_id IS NOT NULL AND entry.worker_id > holder.worker_id
+            ORDER BY entry.worker_id LIMIT 1)
+    FROM holder
+    WHERE holder.worker_id IS NOT NULL
+), walk AS (
+    SELECT ARRAY[COALESCE($2::uuid, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid)] AS ids
+    UNION ALL
+    SELECT CASE $9::text
+           WHEN 'pending' THEN
+               ARRAY(SELECT entry.workflow_id
+                     FROM perdure.queue_entries AS entry
+                     WHERE entry.shard = $1::int4
+                       AND entry.workflow_id < walk.ids[pg_catalog.cardinality(walk.ids)]
+                     ORDER BY entry.workflow_id DESC
+                     LIMIT 500)
+           WHEN 'waiting' THEN
+               ARRAY(SELECT wait.workflow_id
+                     FROM perdure.waits AS wait
+                     WHERE wait.shard = $1::int4 AND wait.workflow_id < walk.ids[pg_catalog.cardinality(walk.ids)]
+                     ORDER BY wait.workflow_id DESC
+                     LIMIT 500)
+           ELSE
+               ARRAY(SELECT newest.workflow_id
+                     FROM holder,
+                          LATERAL (
+                              SELECT entry.workflow_id
+                              FROM perdure.queue_entries AS entry
+                              WHERE entry.shard = $1::int4 AND entry.worker_id = holder.worker_id
+                                AND entry.workflow_id < walk.ids[pg_catalog.cardinality(walk.ids)]
+                              ORDER BY entry.workflow_id DESC
+                              LIMIT 500) AS newest
+                     ORDER BY newest.workflow_id DESC
+                     LIMIT 500)
+           END
+    FROM walk
+    WHERE pg_catalog.cardinality(walk.ids) > 0
+)
+SELECT found.id
+FROM walk,
+     LATERAL (
+         SELECT row.id
+         FROM perdure.workflow_rows AS row
+         WHERE row.shard = $1::int4 AND row.id = ANY (walk.ids) AND ($2::uuid IS NULL OR row.id < $2::uuid)
+           AND ($9::text <> 'pending' OR EXISTS (
+               SELECT 1 FROM perdure.queue_entries AS entry
+               WHERE entry.shard = $1::int4 AND entry.workflow_id = row.id AND entry.worker_id IS NULL))
+           AND ($3::text IS NULL OR row.name = $3::text)
+           AND ($4::text IS NULL OR row.queue = $4::text)
+           AND ($5::text IS NULL OR pg_catalog.starts_with(row.key, $5::text))
+           AND ($6::timestamptz IS NULL OR row.created_at >= $6::timestamptz)
+           AND ($7::timestamptz IS NULL OR row.created_at < $7::timestamptz)
+           AND ($8::text IS NULL OR row.attributes::jsonb @> $8::jsonb)
+         ORDER BY row.id DESC
+         OFFSET 0) AS found
 LIMIT $10::int4;

@@ -59,6 +59,8 @@ CREATE TABLE perdure.checkpoints (
 ) WITH (autovacuum_vacuum_insert_scale_factor = 0.05);
 
 CREATE INDEX checkpoints_failed ON perdure.checkpoints (shard, created_at) WHERE status = 'error';
+CREATE INDEX checkpoints_failed_results ON perdure.checkpoints (shard, workflow_id)
+    WHERE key = '$result' AND status = 'error';
 
 CREATE TABLE perdure.queue_entries (
     shard int4 NOT NULL,
@@ -85,7 +87,10 @@ CREATE TABLE perdure.queue_entries (
 
 CREATE INDEX queue_entries_pending ON perdure.queue_entries
     (shard, queue, priority DESC, enqueued_at, workflow_id) WHERE worker_id IS NULL;
-CREATE INDEX queue_entries_running ON perdure.queue_entries (shard, worker_id) WHERE worker_id IS NOT NULL;
+-- With the id, it serves a lookup of some of a worker's entries as well as the primary key does: the planner takes now
+-- one, now the other, and by the worker alone it would read everything that the worker holds. Recovery reads its order.
+CREATE INDEX queue_entries_running ON perdure.queue_entries
+    (shard, worker_id, workflow_id) WHERE worker_id IS NOT NULL;
 
 -- What is neither pending nor running, and not final: it carries all that its entry will need.
 CREATE TABLE perdure.waits (
