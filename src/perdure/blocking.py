@@ -137,6 +137,7 @@ class BlockingApp:
             )  # fmt: skip
             program = self._client._program([new])
             (started,) = foreign.run_blocking(connection, program, statements(self._client.settings.schema))
+            _PORTAL.run(self._client._report_differences([new], [started]), "app.start()")
             return BlockingHandle(self._client._started(invocation, new, started))
         starting = self._client.start(
             invocation, key=key, on_conflict=on_conflict, queue=queue, priority=priority, partition=partition,

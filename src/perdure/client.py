@@ -151,13 +151,13 @@ class Client:
             await self.session().database.prepare()
             program = self._program([new])
             (started,) = await foreign.run_async(connection, program, statements(self.settings.schema))
+            await self._report_differences([new], [started])
             return self._started(invocation, new, started)
         session = self.session()
         (started,) = await session.starter.start([new])
         handle = self._started(invocation, new, started)
         handle._is_local = session.has_resident and started.started
-        if not started.started:
-            await self._report_difference(session, new, started)
+        await self._report_differences([new], [started])
         return handle
 
     async def start_many(
@@ -176,9 +176,11 @@ class Client:
         starts = [each if isinstance(each, Start) else Start(each) for each in invocations]
         for each in starts:
             each.invocation.taken()  # also those behind one that is refused
+        ids = iter(sorted(new_id() for _ in starts))  # so that they run in the order in which they were given
         news = [
             self._new(
                 each.invocation,
+                id=next(ids),
                 key=each.key,
                 queue=queue,
                 priority=each.priority,
@@ -196,6 +198,7 @@ class Client:
             outcomes = await foreign.run_async(connection, program, statements(self.settings.schema))
         else:
             outcomes = await self.session().starter.start(news)
+        await self._report_differences(news, outcomes)
         return [
             self._started(each.invocation, new, outcome)
             for each, new, outcome in zip(starts, news, outcomes, strict=True)
@@ -354,6 +357,7 @@ class Client:
         self,
         invocation: Invocation[Any],
         *,
+        id: UUID | None = None,
         key: str | None = None,
         on_conflict: OnConflict = "attach",
         queue: str | None = None,
@@ -385,7 +389,7 @@ class Client:
         workflow = invocation.workflow
         own_queue = workflow.queue if workflow is not None else "default"
         return NewWorkflow(
-            id=new_id(key),
+            id=new_id(key) if id is None or key is not None else id,
             name=invocation.name if workflow is not None else check_name("workflow", invocation.name),
             queue=own_queue if queue is None else check_name("queue", queue),
             input=text,
@@ -419,11 +423,16 @@ class Client:
         result_shape = self._result_shape(new.name, invocation.workflow)
         return Handle(self, started.id, result_shape, key=new.key, started=started.started)
 
-    async def _report_difference(self, session: Session, new: NewWorkflow, started: Started) -> None:
+    async def _report_differences(self, news: Sequence[NewWorkflow], outcomes: Sequence[Started]) -> None:
         """A start that attached to a workflow with other arguments is worth a line in the log."""
-        rows = await session.database.fetch("describe", Uuids([started.id]))
-        if rows and new.key is not None and json.loads(rows[0].input) != json.loads(new.input):
-            telemetry.emit(telemetry.KeyAttached(name=new.name, key=new.key, workflow_id=started.id))
+        attached = [(new, outcome.id) for new, outcome in zip(news, outcomes, strict=True) if not outcome.started]
+        if not attached:
+            return
+        rows = await self.session().database.fetch("describe", Uuids([id for _, id in attached]))
+        inputs = {row.id: json.loads(self.decoded(row.input)) for row in rows if row.input is not None}
+        for new, id in attached:
+            if id in inputs and inputs[id] != json.loads(self.decoded(new.input)):
+                telemetry.emit(telemetry.KeyAttached(name=new.name, key=new.key or "", workflow_id=id))
 
 
 _BUILT_IN = Catalogue()

@@ -24,6 +24,7 @@ from perdure.model.records import Result, StepInfo, WorkflowInfo, info
 from perdure.model.statuses import Status
 from perdure.session import Session
 from perdure.store.arrays import Uuids
+from perdure.store.statements import SHARD
 
 R_co = TypeVar("R_co", covariant=True, default=Any)
 
@@ -106,8 +107,15 @@ class Handle(Generic[R_co]):
         return info(WorkflowInfo, rows[0], self._owner.decoded)
 
     async def steps(self) -> Sequence[StepInfo]:
-        """Its rows of the view `workflow_steps`, in the order in which its code got the outcomes."""
-        rows = await self._owner.session().database.fetch("steps", self.id)
+        """Its rows of the view `workflow_steps`, in the order in which its code got the outcomes.
+
+        Raises:
+            WorkflowNotFound: There is no such workflow.
+        """
+        database = self._owner.session().database
+        rows = await database.fetch("steps", self.id)
+        if not rows and not await database.fetch("started", SHARD, Uuids([self.id])):
+            raise WorkflowNotFound(self.id)
         return [info(StepInfo, row, self._owner.decoded) for row in rows]
 
     def _outcome(self, result: Result) -> R_co:

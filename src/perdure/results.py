@@ -23,6 +23,7 @@ _MOST = 1000
 _FIRST_SECONDS = 0.005
 _DEAF_SECONDS = 0.25
 _HEARING_SECONDS = 1.0
+_LOCAL_SECONDS = 0.5
 _WAITING_SECONDS = 3.0
 
 
@@ -112,8 +113,8 @@ class Results:
             self._polling = None
 
     async def _happened(self, seconds: float) -> bool:
-        if self._hears() or self._local:
-            seconds = max(seconds, 0.05 if not self._hears() else _HEARING_SECONDS)
+        if self._local:
+            seconds = max(seconds, _LOCAL_SECONDS)
         try:
             async with asyncio.timeout(seconds):
                 await self._look.wait()

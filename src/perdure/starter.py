@@ -263,7 +263,7 @@ class Starter:
             if isinstance(outcome, KeyConflict):
                 _tell_all([one], outcome)
                 continue
-            if outcome.started and one.new.delay is None and one.new.start_at is None:
+            if outcome.started:
                 queues.add(one.new.queue)
             if not one.future.done():
                 one.future.set_result(outcome)

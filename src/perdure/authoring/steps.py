@@ -20,6 +20,7 @@ from perdure.model.retry import Retry
 P = ParamSpec("P")
 R = TypeVar("R")
 S = TypeVar("S")
+Q = ParamSpec("Q")
 Match = Literal["args", "name"]
 
 
@@ -129,7 +130,7 @@ class Step(Generic[P, R]):
     @overload
     def __get__(self, instance: None, owner: type[Any]) -> Step[P, R]: ...
     @overload
-    def __get__(self: Step[Concatenate[S, P], R], instance: S, owner: type[Any] | None = ...) -> Step[P, R]: ...
+    def __get__(self: Step[Concatenate[S, Q], R], instance: S, owner: type[Any] | None = ...) -> Step[Q, R]: ...
     def __get__(self, instance: Any, owner: type[Any] | None = None) -> Any:
         """On an instance: the step with that instance as its first argument."""
         if instance is None:

@@ -1,0 +1,1 @@
+"""What perdure does, seen from outside: the public interface only."""
