@@ -24,7 +24,7 @@ from typing import Any, Final, cast
 from uuid import UUID
 
 from perdure import errors
-from perdure.errors import ConfigurationError, StepFailed, WorkflowFailed
+from perdure.errors import ConfigurationError, StepFailed, WorkflowCancelled, WorkflowFailed
 
 _KIB: Final = 1024
 _MOST_MESSAGE: Final = 8 * _KIB
@@ -129,6 +129,8 @@ def _checked(cls: type[Exception]) -> type[Exception]:
 
 def _message(error: BaseException) -> str:
     try:
+        if isinstance(error, StepFailed | WorkflowFailed) and not isinstance(error, WorkflowCancelled):
+            return f"{error.type}: {error.message}"  # without the advice to whoever reads its text in a traceback
         message = str(error)
         if isinstance(error, BaseExceptionGroup):
             children: tuple[BaseException, ...] = cast("Any", error).exceptions[:_MOST_CHILDREN]

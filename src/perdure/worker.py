@@ -151,7 +151,11 @@ class Worker:
             ConfigurationError: The database refuses this worker.
         """
         self._task = asyncio.create_task(self._run(), name="perdure-worker")
-        await asyncio.wait({self._task, self._started}, return_when=asyncio.FIRST_COMPLETED)
+        try:
+            await asyncio.wait({self._task, self._started}, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            self._task.cancel()
+            raise
         if self._task.done():
             await self._task
 
@@ -186,6 +190,7 @@ class Worker:
                     for part in (self._writer, self._claimer, self._recovery, self._timers)
                 ]
                 self._session.move_in(self)
+                self._started.set_result(None)
                 telemetry.emit(
                     telemetry.WorkerStarted(
                         worker_id=self._id,
@@ -194,7 +199,6 @@ class Worker:
                         queues=self._options.queues,
                     )
                 )
-                self._started.set_result(None)
                 await self._stopping.wait()
                 await self._wind_up()
                 for part in parts:

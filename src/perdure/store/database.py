@@ -334,9 +334,11 @@ def _resolve(settings: Settings) -> str:
     url = settings.url() or embedded.embedded_url()
     try:
         given = conninfo_to_dict(url)
-    except psycopg.ProgrammingError as error:
+    except psycopg.ProgrammingError:
+        # The driver's words may quote the URL, and a password with it.
         raise ConfigurationError(
-            f"the database URL can't be read: {_one_line(error)}; use postgresql://user:password@host:5432/database"
+            "the database URL can't be read; use postgresql://user:password@host:5432/database, "
+            "with special characters percent-encoded"
         ) from None
     defaults: dict[str, Any] = {"connect_timeout": _CONNECT_SECONDS, "fallback_application_name": "perdure"}
     if "," in str(given.get("host", "")) or "," in str(given.get("hostaddr", "")):
@@ -370,8 +372,10 @@ def _refusal(reason: str) -> ConfigurationError | None:
         return ConfigurationError(f"{reason}; check user and password in the database URL")
     if "fatal" in text and "does not exist" in text:
         return ConfigurationError(f"{reason}; create it, or correct the database URL")
+    if "temporary failure" in text:
+        return None
     if "could not translate host name" in text or "invalid port" in text or "failed to resolve host" in text:
-        return ConfigurationError(f"{reason}; check the host in the database URL")
+        return ConfigurationError(f"{reason}; check host and port in the database URL")
     return None
 
 

@@ -1,5 +1,7 @@
 -- What a worker writes of its runs. Every statement begins by locking the entries that it writes for, in id order; all
 -- parts read from that, so all of it is written or nothing. See engine/writer.py.
+-- IS NOT DISTINCT FROM hides queue_entries_running: the planner takes what a worker holds for a few rows, and would read
+-- all of it to find some. So the primary key is left.
 
 -- :name record
 -- running -> running. The writer, once a flush: outcomes of runs that go on.
@@ -12,7 +14,7 @@
 WITH held AS MATERIALIZED (
     SELECT workflow_id, epoch
     FROM perdure.queue_entries
-    WHERE shard = $1::int4 AND workflow_id = ANY ($3::uuid[]) AND worker_id = $2::uuid
+    WHERE shard = $1::int4 AND workflow_id = ANY ($3::uuid[]) AND worker_id IS NOT DISTINCT FROM $2::uuid
     ORDER BY workflow_id
     FOR SHARE
 ), all_held AS MATERIALIZED (
@@ -41,13 +43,13 @@ SELECT yes AS held FROM all_held;
 WITH going AS MATERIALIZED (
     SELECT workflow_id, epoch
     FROM perdure.queue_entries
-    WHERE shard = $1::int4 AND workflow_id = ANY ($3::uuid[]) AND worker_id = $2::uuid
+    WHERE shard = $1::int4 AND workflow_id = ANY ($3::uuid[]) AND worker_id IS NOT DISTINCT FROM $2::uuid
     ORDER BY workflow_id
     FOR SHARE
 ), ending AS MATERIALIZED (
     SELECT workflow_id, epoch
     FROM perdure.queue_entries
-    WHERE shard = $1::int4 AND workflow_id = ANY ($17::uuid[]) AND worker_id = $2::uuid
+    WHERE shard = $1::int4 AND workflow_id = ANY ($17::uuid[]) AND worker_id IS NOT DISTINCT FROM $2::uuid
     ORDER BY workflow_id
     FOR UPDATE
 ), all_held AS MATERIALIZED (
@@ -79,7 +81,7 @@ WITH going AS MATERIALIZED (
     WHERE (SELECT yes FROM all_held)
 ), released AS (
     DELETE FROM perdure.queue_entries
-    WHERE shard = $1::int4 AND workflow_id = ANY ($17::uuid[]) AND worker_id = $2::uuid
+    WHERE shard = $1::int4 AND workflow_id = ANY ($17::uuid[]) AND worker_id IS NOT DISTINCT FROM $2::uuid
       AND (SELECT yes FROM all_held)
 )
 SELECT yes AS held FROM all_held;
@@ -100,7 +102,7 @@ SELECT EXISTS (
 -- $1 shard int4 · $2 worker_id uuid · $3 workflow_id uuid · $4 epoch int8
 SELECT workflow_id
 FROM perdure.queue_entries
-WHERE shard = $1::int4 AND workflow_id = $3::uuid AND worker_id = $2::uuid AND epoch = $4::int8
+WHERE shard = $1::int4 AND workflow_id = $3::uuid AND worker_id IS NOT DISTINCT FROM $2::uuid AND epoch = $4::int8
 FOR SHARE;
 
 -- :name record_in_transaction

@@ -69,10 +69,10 @@ ORDER BY workflow_id, position;
 SELECT workflow_id, epoch FROM perdure.queue_entries WHERE shard = $1::int4 AND worker_id = $2::uuid;
 
 -- :name held_among
--- The same, of these workflows only: after a flush that wrote nothing.
+-- The same, of these workflows only: after a flush that wrote nothing. By the primary key, see flush.sql.
 -- $1 shard int4 · $2 worker_id uuid · $3 ids uuid[]
 SELECT workflow_id, epoch FROM perdure.queue_entries
-WHERE shard = $1::int4 AND workflow_id = ANY ($3::uuid[]) AND worker_id = $2::uuid;
+WHERE shard = $1::int4 AND workflow_id = ANY ($3::uuid[]) AND worker_id IS NOT DISTINCT FROM $2::uuid;
 
 -- :name release
 -- running -> pending, orderly: they keep their place. Shutdown (nothing went wrong: $5 is 0) and reconciliation;
@@ -82,13 +82,14 @@ WHERE shard = $1::int4 AND workflow_id = ANY ($3::uuid[]) AND worker_id = $2::uu
 -- IS TRUE keeps the planner from making a join of the list: it is hashed, and looked at once.
 UPDATE perdure.queue_entries
 SET worker_id = NULL, recoveries = recoveries + $5::int4, stalls = stalls + $5::int4
-WHERE shard = $1::int4 AND workflow_id = ANY ($3::uuid[]) AND worker_id = $2::uuid
+WHERE shard = $1::int4 AND workflow_id = ANY ($3::uuid[]) AND worker_id IS NOT DISTINCT FROM $2::uuid
   AND ((workflow_id, epoch) IN (SELECT item.id, item.epoch FROM unnest($3::uuid[], $4::int8[]) AS item (id, epoch)))
       IS TRUE
 RETURNING workflow_id, queue;
 
 -- :name wake_due
 -- waiting -> pending, for delayed starts that are due. Any worker; only who deletes the waits row inserts the entry.
+-- In no order: it waits for no lock, they keep their place, and a sort would read all that are due for each batch.
 -- $1 shard int4 · $2 limit int4
 WITH due AS (
     DELETE FROM perdure.waits
@@ -96,7 +97,6 @@ WITH due AS (
       AND workflow_id = ANY (ARRAY(
           SELECT workflow_id FROM perdure.waits
           WHERE shard = $1::int4 AND wake_at <= perdure.now()
-          ORDER BY wake_at
           LIMIT $2::int4
           FOR UPDATE SKIP LOCKED))
     RETURNING workflow_id, queue, name, priority, partition, enqueued_at, started_at, epoch, recoveries, stalls
@@ -135,12 +135,12 @@ WITH front AS MATERIALIZED (
       AND workflow_id = ANY (ARRAY(
           SELECT front.workflow_id
           FROM front
-          WHERE NOT EXISTS (
-              SELECT 1
+          WHERE (front.name IN (
+              SELECT known.name
               FROM perdure.worker_rows AS worker,
                    LATERAL pg_catalog.json_array_elements_text(worker.names) AS known (name)
-              WHERE worker.shard = $1::int4 AND worker.status = 'live' AND worker.expires_at > perdure.now()
-                AND known.name = front.name)))
+              WHERE worker.shard = $1::int4 AND worker.status = 'live' AND worker.expires_at > perdure.now()))
+              IS NOT TRUE))
     RETURNING workflow_id, queue, name, priority, partition, enqueued_at, started_at, epoch, recoveries, stalls
 ), parked AS (
     INSERT INTO perdure.waits

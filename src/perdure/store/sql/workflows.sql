@@ -40,6 +40,7 @@ SELECT workflow_id, started_at FROM entered WHERE worker_id IS NOT NULL;
 -- $11 delays float8[] in seconds (null: none) · $12 starts_at timestamptz[] (null: none)
 -- $13 lock_timeout text: how long to wait for somebody's open transaction that holds one of the keys (null: as it is set)
 -- Sorted by (name, key), so that two of them can't wait for each other. An id that doesn't come back: its key is taken.
+-- IS TRUE keeps the planner from making joins of the lists of ids: they are hashed.
 WITH patience AS MATERIALIZED (
     SELECT CASE WHEN $13::text IS NULL THEN '' ELSE pg_catalog.set_config('lock_timeout', $13::text, true) END AS set
 ), opened AS (
@@ -57,13 +58,13 @@ WITH patience AS MATERIALIZED (
     INSERT INTO perdure.checkpoints (shard, workflow_id, key, kind, position, status, payload, created_at)
     SELECT $1::int4, item.id, '$input', 'input', 0, 'success', item.payload::json, perdure.now()
     FROM unnest($2::uuid[], $8::text[]) AS item (id, payload)
-    WHERE item.id IN (SELECT id FROM opened OFFSET 0)
+    WHERE (item.id IN (SELECT id FROM opened)) IS TRUE
 ), timed AS MATERIALIZED (
     SELECT each.id, each.name, each.queue, each.priority, each.partition,
            COALESCE(each.start_at, perdure.now() + pg_catalog.make_interval(secs => each.delay)) AS wake_at
     FROM unnest($2::uuid[], $3::text[], $4::text[], $5::int4[], $6::text[], $11::float8[], $12::timestamptz[])
         AS each (id, name, queue, priority, partition, delay, start_at)
-    WHERE each.id IN (SELECT id FROM opened OFFSET 0)
+    WHERE (each.id IN (SELECT id FROM opened)) IS TRUE
 ), delayed AS (
     INSERT INTO perdure.waits
         (shard, workflow_id, waiting_for, wake_at, queue, name, priority, partition, enqueued_at, created_at)
@@ -105,9 +106,14 @@ SELECT id FROM perdure.workflow_rows WHERE shard = $1::int4 AND id = ANY ($2::uu
 -- :name results
 -- The results of these workflows, of those that have ended.
 -- $1 shard int4 · $2 ids uuid[]
-SELECT workflow_id, status, payload::text AS payload
-FROM perdure.checkpoints
-WHERE shard = $1::int4 AND workflow_id = ANY ($2::uuid[]) AND key = '$result';
+-- One at a time, as in describe: that is the primary key's, whatever the planner makes of a list.
+SELECT result.workflow_id, result.status, result.payload::text AS payload
+FROM unnest($2::uuid[]) AS item (id),
+     LATERAL (
+         SELECT workflow_id, status, payload
+         FROM perdure.checkpoints
+         WHERE shard = $1::int4 AND workflow_id = item.id AND key = '$result'
+         OFFSET 0) AS result;
 
 -- :name describe
 -- The rows of the public view, for these workflows.
@@ -137,6 +143,7 @@ ORDER BY position NULLS LAST, key;
 -- $1 shard int4 · $2 before uuid · $3 name text · $4 queue text · $5 key prefix text · $6 since timestamptz
 -- $7 until timestamptz · $8 attributes text, a json object · $9 status text: success, or null for any · $10 limit int4
 -- In chunks, because what the filters let through can only be guessed: the planner would read and sort the whole table.
+-- Small ones, because without statistics it takes 100 000 rows for 150, and would sort them for the first 100.
 -- A chunk begins below the last id of the one before; the first is the id that the page begins below.
 WITH RECURSIVE walk AS (
     SELECT ARRAY[COALESCE($2::uuid, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid)] AS ids
@@ -145,7 +152,7 @@ WITH RECURSIVE walk AS (
                  FROM perdure.workflow_rows AS row
                  WHERE row.shard = $1::int4 AND row.id < walk.ids[pg_catalog.cardinality(walk.ids)]
                  ORDER BY row.id DESC
-                 LIMIT 500)
+                 LIMIT 50)
     FROM walk
     WHERE pg_catalog.cardinality(walk.ids) > 0
 )
@@ -179,7 +186,7 @@ WITH RECURSIVE walk AS (
                  WHERE result.shard = $1::int4 AND result.key = '$result' AND result.status = 'error'
                    AND result.workflow_id < walk.ids[pg_catalog.cardinality(walk.ids)]
                  ORDER BY result.workflow_id DESC
-                 LIMIT 500)
+                 LIMIT 50)
     FROM walk
     WHERE pg_catalog.cardinality(walk.ids) > 0 AND $9::text = 'error'
 )
@@ -202,7 +209,7 @@ LIMIT $10::int4;
 -- :name page_active
 -- The same for those that are pending, running or waiting.
 -- $1 .. $8, $10 as in page_all · $9 status text: pending, running or waiting
--- Pending and waiting: walks the primary keys of queue_entries and waits backwards. Running: the newest of each worker.
+-- Pending and waiting: walks the primary keys of queue_entries and waits backwards. Running: all there is, by worker.
 WITH RECURSIVE holder AS (
     (SELECT worker_id FROM perdure.queue_entries
      WHERE shard = $1::int4 AND worker_id IS NOT NULL AND $9::text = 'running'
@@ -213,6 +220,14 @@ WITH RECURSIVE holder AS (
             ORDER BY entry.worker_id LIMIT 1)
     FROM holder
     WHERE holder.worker_id IS NOT NULL
+), running AS MATERIALIZED (
+    SELECT held.workflow_id
+    FROM holder,
+         LATERAL (
+             SELECT entry.workflow_id
+             FROM perdure.queue_entries AS entry
+             WHERE entry.shard = $1::int4 AND entry.worker_id = holder.worker_id
+             OFFSET 0) AS held
 ), walk AS (
     SELECT ARRAY[COALESCE($2::uuid, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid)] AS ids
     UNION ALL
@@ -223,25 +238,19 @@ WITH RECURSIVE holder AS (
                      WHERE entry.shard = $1::int4
                        AND entry.workflow_id < walk.ids[pg_catalog.cardinality(walk.ids)]
                      ORDER BY entry.workflow_id DESC
-                     LIMIT 500)
+                     LIMIT 50)
            WHEN 'waiting' THEN
                ARRAY(SELECT wait.workflow_id
                      FROM perdure.waits AS wait
                      WHERE wait.shard = $1::int4 AND wait.workflow_id < walk.ids[pg_catalog.cardinality(walk.ids)]
                      ORDER BY wait.workflow_id DESC
-                     LIMIT 500)
+                     LIMIT 50)
            ELSE
-               ARRAY(SELECT newest.workflow_id
-                     FROM holder,
-                          LATERAL (
-                              SELECT entry.workflow_id
-                              FROM perdure.queue_entries AS entry
-                              WHERE entry.shard = $1::int4 AND entry.worker_id = holder.worker_id
-                                AND entry.workflow_id < walk.ids[pg_catalog.cardinality(walk.ids)]
-                              ORDER BY entry.workflow_id DESC
-                              LIMIT 500) AS newest
-                     ORDER BY newest.workflow_id DESC
-                     LIMIT 500)
+               ARRAY(SELECT running.workflow_id
+                     FROM running
+                     WHERE running.workflow_id < walk.ids[pg_catalog.cardinality(walk.ids)]
+                     ORDER BY running.workflow_id DESC
+                     LIMIT 50)
            END
     FROM walk
     WHERE pg_catalog.cardinality(walk.ids) > 0
@@ -252,9 +261,9 @@ FROM walk,
          SELECT row.id
          FROM perdure.workflow_rows AS row
          WHERE row.shard = $1::int4 AND row.id = ANY (walk.ids) AND ($2::uuid IS NULL OR row.id < $2::uuid)
-           AND ($9::text <> 'pending' OR EXISTS (
-               SELECT 1 FROM perdure.queue_entries AS entry
-               WHERE entry.shard = $1::int4 AND entry.workflow_id = row.id AND entry.worker_id IS NULL))
+           AND ($9::text <> 'pending' OR (
+               SELECT entry.worker_id IS NULL FROM perdure.queue_entries AS entry
+               WHERE entry.shard = $1::int4 AND entry.workflow_id = row.id))
            AND ($3::text IS NULL OR row.name = $3::text)
            AND ($4::text IS NULL OR row.queue = $4::text)
            AND ($5::text IS NULL OR pg_catalog.starts_with(row.key, $5::text))

@@ -1,0 +1,159 @@
+"""Writes the reference pages from the docstrings; a test says whether they are current.
+
+    python tests/docs/reference.py
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import logging
+import re
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import click
+
+import perdure
+from perdure import telemetry
+from perdure.cli import cli
+from perdure.config import Settings
+
+REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
+
+SECTIONS = {
+    "Declaring": ["App", "step", "workflow", "Step", "Workflow", "Invocation", "Retry", "RetryAfter"],
+    "Starting and looking": ["Client", "Start", "Handle", "Status", "WorkflowInfo", "StepInfo"],
+    "In workflow code": ["current", "now", "random", "uuid4", "run_step"],
+    "Payloads": ["Codec"],
+}
+VERBS = {
+    "App": ["workflow", "job", "transaction", "worker", "blocking"],
+    "Client": ["start", "start_many", "run", "handle", "find", "workflows", "close"],
+    "Handle": ["result", "status", "describe", "steps"],
+    "Step": ["with_options"],
+}
+VARIABLES = {
+    "PERDURE_DATABASE_URL": "the database, where no argument says it",
+    "PERDURE_SCHEMA": "the schema, for the command line",
+    "PERDURE_MIGRATE": "`off`: the schema isn't brought up to date at first use; run `perdure migrate`",
+    "PERDURE_EMBEDDED": "`off`: never start the embedded PostgreSQL; `on`: also under Kubernetes",
+    "PERDURE_EMBEDDED_DIR": "where the data of embedded servers lives",
+}
+
+
+def python() -> str:
+    """docs/reference/python.md"""
+    lines = [
+        "# Python",
+        "",
+        "Everything is imported from `perdure`. Durations are `timedelta`, instants aware `datetime`; options are",
+        "keyword-only. `app.blocking` has the verbs of `App` and `Handle` without `await`.",
+    ]
+    for title, names in SECTIONS.items():
+        lines += ["", f"## {title}"]
+        for name in names:
+            thing = getattr(perdure, name)
+            lines += ["", f"### `{name}`", "", _prose(thing)]
+            for verb in VERBS.get(name, ()):
+                lines += ["", f"#### `{name}.{verb}`", "", _prose(_member(thing, verb))]
+    lines += ["", "## Errors", "", "```text", inspect.cleandoc(perdure.errors.__doc__ or ""), "```"]
+    for name, error in sorted(errors().items()):
+        lines += ["", f"### `{name}`", "", _prose(error)]
+    lines += ["", "## Settings", "", _prose(Settings), "", "| variable | meaning |", "|---|---|"]
+    lines += [f"| `{name}` | {meaning} |" for name, meaning in VARIABLES.items()]
+    return "\n".join(lines) + "\n"
+
+
+def events() -> str:
+    """docs/reference/events.md"""
+    lines = [
+        "# Events",
+        "",
+        "`perdure.telemetry.subscribe(callback)` calls it with every event, in the thread where it happens, and returns",
+        "what ends that. The same events go to the logger `perdure`, each with its fields as `record.perdure`. No event",
+        "carries a payload.",
+        "",
+        "| event | level | fields | |",
+        "|---|---|---|---|",
+    ]
+    for name, kind in event_classes().items():
+        fields = ", ".join(f"`{field.name}`" for field in dataclasses.fields(kind))
+        doc = "" if (kind.__doc__ or "").startswith(f"{name}(") else _one_line(kind.__doc__ or "")
+        lines.append(f"| `{name}` | {logging.getLevelName(kind.level)} | {fields} | {doc} |")
+    return "\n".join(lines) + "\n"
+
+
+def command_line() -> str:
+    """docs/reference/command-line.md"""
+    lines = ["# Command line", ""]
+    for path, command in commands(cli, ("perdure",)):
+        with click.Context(command, info_name=" ".join(path), max_content_width=100, terminal_width=100) as context:
+            text = command.get_help(context)
+        lines += [f"## `{' '.join(path)}`", "", "```text", text, "```", ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def commands(command: click.Command, path: tuple[str, ...]) -> list[tuple[tuple[str, ...], click.Command]]:
+    found = [(path, command)]
+    if isinstance(command, click.Group):
+        with click.Context(command) as context:
+            for name in command.list_commands(context):
+                inner = command.get_command(context, name)
+                assert inner is not None
+                found += commands(inner, (*path, name))
+    return found
+
+
+def errors() -> dict[str, type[perdure.PerdureError]]:
+    named = {name: getattr(perdure, name) for name in perdure.__all__}
+    return {
+        name: thing
+        for name, thing in named.items()
+        if inspect.isclass(thing) and issubclass(thing, perdure.PerdureError)
+    }
+
+
+def event_classes() -> dict[str, type[telemetry.Event]]:
+    return {
+        name: thing
+        for name, thing in vars(telemetry).items()
+        if inspect.isclass(thing) and issubclass(thing, telemetry.Event) and thing is not telemetry.Event
+    }
+
+
+PAGES = {"python.md": python, "events.md": events, "command-line.md": command_line}
+
+
+def _member(thing: Any, name: str) -> Any:
+    return inspect.getattr_static(thing, name)
+
+
+def _prose(thing: Any) -> str:
+    """A docstring as Markdown: its sections of arguments, attributes and errors as lists."""
+    doc = inspect.cleandoc(getattr(thing, "__doc__", None) or "")
+    parts: list[str] = []
+    for block in re.split(r"\n\n", doc):
+        head, _, rest = block.partition("\n")
+        if head in ("Args:", "Attributes:", "Raises:", "Example:") and rest:
+            items = re.split(r"\n(?=\S)", textwrap.dedent(rest))
+            bullets = [_bullet(item) for item in items]
+            parts.append(f"{'Arguments' if head == 'Args:' else head[:-1]}:\n\n" + "\n".join(bullets))
+        else:
+            parts.append(block)
+    return "\n\n".join(parts)
+
+
+def _bullet(item: str) -> str:
+    name, _, meaning = _one_line(item).partition(": ")
+    return f"- `{name}`: {meaning}"
+
+
+def _one_line(text: str) -> str:
+    return re.sub(r"\s+", " ", text).strip()
+
+
+if __name__ == "__main__":
+    for page, write in PAGES.items():
+        (REFERENCE / page).write_text(write(), encoding="utf-8")
