@@ -5,7 +5,7 @@ from perdure.authoring.context import current
 from perdure.authoring.primitives import now, random, run_step, uuid4
 from perdure.authoring.steps import Step, step
 from perdure.authoring.workflows import Invocation, Workflow, workflow
-from perdure.client import Client, Start
+from perdure.client import Client
 from perdure.codec import Codec
 from perdure.errors import (
     ConfigurationError,
@@ -32,6 +32,7 @@ from perdure.handle import Handle
 from perdure.model.records import StepInfo, WorkflowInfo
 from perdure.model.retry import Retry, RetryAfter
 from perdure.model.statuses import Status
+from perdure.starts import Start
 
 __version__ = "0.1.0"
 

@@ -18,11 +18,12 @@ from typing_extensions import TypeForm, TypeVar
 
 from perdure.annotations import ANY
 from perdure.authoring.workflows import Invocation, Workflow
-from perdure.client import Client, Json, Start
+from perdure.client import Client
 from perdure.errors import WrongPlace
 from perdure.handle import Handle
 from perdure.model.records import StepInfo, WorkflowInfo
 from perdure.model.statuses import Status
+from perdure.starts import Json, Start, taken
 from perdure.store import foreign
 from perdure.store.programs import OnConflict
 from perdure.store.statements import statements
@@ -128,7 +129,7 @@ class BlockingApp:
         attributes: Json | None = None,
         connection: Any = None,
     ) -> BlockingHandle[R]:
-        invocation.taken()
+        taken(invocation)
         if connection is not None:
             _PORTAL.run(self._prepare(), "app.start()")
             new = self._client._new(
@@ -150,7 +151,7 @@ class BlockingApp:
     ) -> list[BlockingHandle[R]]:
         starts = [each if isinstance(each, Start) else Start(each) for each in invocations]
         for each in starts:
-            each.invocation.taken()
+            taken(each.invocation)
         starting = self._client.start_many(starts, queue=queue, connection=connection)
         return [BlockingHandle(handle) for handle in _PORTAL.run(starting, "app.start_many()")]
 
@@ -164,7 +165,7 @@ class BlockingApp:
         priority: int = 0,
         partition: str | None = None,
     ) -> R:
-        invocation.taken()
+        taken(invocation)
         running = self._client.run(invocation, key=key, queue=queue, priority=priority, partition=partition)
         return _PORTAL.run(running, "app.run()")
 

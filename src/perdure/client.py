@@ -9,7 +9,7 @@ import weakref
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Generic, Self, cast, overload
+from typing import Any, Self, overload
 from uuid import UUID
 
 from typing_extensions import TypeForm, TypeVar
@@ -20,14 +20,13 @@ from perdure.authoring.context import CURRENT
 from perdure.authoring.workflows import Invocation, Workflow
 from perdure.codec import Codec, shape
 from perdure.config import Settings
-from perdure.errors import SerializationError, WrongPlace
 from perdure.failures import Catalogue
 from perdure.handle import Handle
 from perdure.model.ids import new_id
-from perdure.model.keys import check_name
 from perdure.model.records import WorkflowInfo, info
 from perdure.model.statuses import Status
 from perdure.session import Session
+from perdure.starts import Json, Start, attributes_text, aware, prepare, taken
 from perdure.store import foreign, programs
 from perdure.store.arrays import Texts, Uuids
 from perdure.store.programs import NewWorkflow, OnConflict, Program, Started
@@ -35,31 +34,8 @@ from perdure.store.statements import SHARD, statements
 
 R = TypeVar("R")
 T = TypeVar("T", default=Any)
-Json = dict[str, Any]
 
 _PAGE = 200
-_MAX_KEY = 1000
-
-
-class Start(Generic[R]):
-    """An invocation with options of its own, for `start_many`."""
-
-    def __init__(
-        self,
-        invocation: Invocation[R],
-        *,
-        key: str | None = None,
-        priority: int = 0,
-        partition: str | None = None,
-        delay: timedelta | None = None,
-        attributes: Json | None = None,
-    ) -> None:
-        self.invocation = invocation
-        self.key = key
-        self.priority = priority
-        self.partition = partition
-        self.delay = delay
-        self.attributes = attributes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,7 +151,7 @@ class Client:
         """
         starts = [each if isinstance(each, Start) else Start(each) for each in invocations]
         for each in starts:
-            each.invocation.taken()  # also those behind one that is refused
+            taken(each.invocation)  # also those behind one that is refused
         ids = iter(sorted(new_id() for _ in starts))  # so that they run in the order in which they were given
         news = [
             self._new(
@@ -265,9 +241,9 @@ class Client:
             name=name,
             queue=queue,
             key_prefix=key_prefix,
-            since=_aware("since", since),
-            until=_aware("until", until),
-            attributes=None if attributes is None else _attributes(attributes, self.settings.max_payload),
+            since=aware("since", since),
+            until=aware("until", until),
+            attributes=None if attributes is None else attributes_text(attributes, self.settings.max_payload),
         )
         left = limit
         before: UUID | None = None
@@ -351,56 +327,12 @@ class Client:
     def _result_shape(self, name: str, workflow: Workflow[..., Any] | str | None) -> Any:
         return workflow.shape if isinstance(workflow, Workflow) else shape(ANY)
 
-    # --- making a start --------------------------------------------------------------------------------------------
+    # --- making a start ---------------------------------------------------------------------------------------------
 
-    def _new(
-        self,
-        invocation: Invocation[Any],
-        *,
-        id: UUID | None = None,
-        key: str | None = None,
-        on_conflict: OnConflict = "attach",
-        queue: str | None = None,
-        priority: int = 0,
-        partition: str | None = None,
-        delay: timedelta | None = None,
-        start_at: datetime | None = None,
-        attributes: Json | None = None,
-    ) -> NewWorkflow:
-        """Check everything, before anything is written."""
-        if not isinstance(invocation, Invocation):
-            raise WrongPlace(
-                f"a start takes an invocation such as checkout(42), not {type(invocation).__name__}; "
-                "call the workflow with its arguments"
-            )
-        invocation.taken()
-        context = CURRENT.get()
-        if context is not None and key is None:
-            key = context.start_key(invocation.name)
-        text = self.encoded(invocation.input(self.settings.max_payload))
-        if key is not None:
-            _check_key(key)
-        if on_conflict not in ("attach", "raise", "replace_finished"):
-            raise ValueError(f"on_conflict={on_conflict!r} is none; use 'attach', 'raise' or 'replace_finished'")
-        if delay is not None and start_at is not None:
-            raise ValueError("delay= and start_at= both say when to start; use one of them")
-        if not -(2**31) <= priority < 2**31:
-            raise ValueError(f"priority={priority} is out of range; use -2147483648 to 2147483647")
-        workflow = invocation.workflow
-        own_queue = workflow.queue if workflow is not None else "default"
-        return NewWorkflow(
-            id=new_id(key) if id is None or key is not None else id,
-            name=invocation.name if workflow is not None else check_name("workflow", invocation.name),
-            queue=own_queue if queue is None else check_name("queue", queue),
-            input=text,
-            priority=priority,
-            partition=None if partition is None else check_name("partition", partition),
-            attributes=None if attributes is None else _attributes(attributes, self.settings.max_payload),
-            version=(workflow.version if workflow is not None else None) or self.version,
-            key=key,
-            on_conflict=on_conflict,
-            delay=None if delay is None else max(0.0, delay.total_seconds()),
-            start_at=_aware("start_at", start_at),
+    def _new(self, invocation: Invocation[Any], **options: Any) -> NewWorkflow:
+        """Check everything, before anything is written; the options are those of `starts.prepare`."""
+        return prepare(
+            invocation, encoded=self.encoded, version=self.version, limit=self.settings.max_payload, **options
         )
 
     def _program(self, news: Sequence[NewWorkflow]) -> Program[list[Started]]:
@@ -436,24 +368,3 @@ class Client:
 
 
 _BUILT_IN = Catalogue()
-
-
-def _check_key(key: str) -> None:
-    if not isinstance(key, str) or not key or len(key) > _MAX_KEY or "\0" in key:
-        raise ValueError(f"key={key!r} is no key; use a text of 1 to {_MAX_KEY} characters, without NUL")
-    try:
-        key.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"key={key!r} has a lone surrogate, which PostgreSQL can't store; leave it out") from None
-
-
-def _aware(name: str, when: datetime | None) -> datetime | None:
-    if when is not None and when.tzinfo is None:
-        raise ValueError(f"{name}={when!r} has no time zone; use an aware datetime, such as datetime.now(UTC)")
-    return when
-
-
-def _attributes(attributes: Json, limit: int) -> str:
-    if not isinstance(attributes, dict):
-        raise SerializationError("attributes=", type(attributes).__name__, "use a dict with JSON values")
-    return shape(ANY).dump(cast("Any", attributes), "attributes=", limit)

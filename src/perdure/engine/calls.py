@@ -17,22 +17,22 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import logging
 import random
-from collections.abc import Awaitable, Callable, Coroutine
-from datetime import datetime, timedelta
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from typing import Any, NoReturn, Protocol
 from uuid import UUID
 
 from perdure import failures, telemetry
 from perdure.authoring.context import CURRENT
-from perdure.authoring.steps import Step, direct
+from perdure.authoring.steps import Step
 from perdure.engine.delivery import Delivery
+from perdure.engine.step_context import StepContext
 from perdure.engine.threads import Threads
-from perdure.errors import NotInWorkflow, ReplayMismatch, RunEnded, SerializationError, StepFailed, StepTimeout
+from perdure.errors import ReplayMismatch, RunEnded, SerializationError, StepFailed, StepTimeout
 from perdure.failures import Catalogue
 from perdure.hashing import arguments_hash
-from perdure.model.keys import attempt_key, occurrence
+from perdure.model.keys import attempt_key
 from perdure.model.records import Checkpoint, Recorded
 from perdure.model.retry import ONCE, Retry, RetryAfter
 
@@ -166,7 +166,7 @@ class Call:
             telemetry.emit(
                 telemetry.StepStarted(workflow_id=run.id, workflow=run.name, key=self.key, attempt=self.attempt)
             )
-        context = StepContext(self)
+        context = StepContext(run, step, self.key, self.attempt)
         token = CURRENT.set(context)
         task = run.delivery.leave() if len(run.delivery.tasks) > 1 else None
         run.bodies[self.key] = (self.attempt, run.host.loop.time())
@@ -325,71 +325,6 @@ class Call:
 
     def _where(self) -> str:
         return f"{self.step.where} in workflow {self.run.name!r}"
-
-
-class StepContext:
-    """Where a step's body runs."""
-
-    __slots__ = ("_call", "_starts", "attempt", "is_cancelled")
-
-    def __init__(self, call: Call) -> None:
-        self._call = call
-        self._starts: dict[str, int] = {}
-        self.attempt = call.attempt
-        self.is_cancelled = False
-
-    def call(self, step: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Coroutine[Any, Any, Any]:
-        """A step within a step is a plain call."""
-        return direct(step, args, kwargs)
-
-    def value(self, name: str, make: Callable[[], Any]) -> Any:
-        raise NotInWorkflow(f"{name}()", "in a step use the standard library: what a step returns is recorded")
-
-    def time(self) -> str:
-        return self._call.run.time()
-
-    def check_verb(self) -> None:
-        """A step may do what it likes."""
-
-    def start_key(self, name: str) -> str:
-        """The same for the n-th start of that name in each attempt."""
-        count = self._starts[name] = self._starts.get(name, 0) + 1
-        return f"{self.idempotency_key}/{occurrence(name, count)}"
-
-    @property
-    def id(self) -> UUID:
-        return self._call.run.id
-
-    @property
-    def name(self) -> str:
-        return self._call.step.name
-
-    @property
-    def deadline(self) -> datetime | None:
-        return None
-
-    @property
-    def idempotency_key(self) -> str:
-        return f"{self._call.run.id}/{self._call.key}"
-
-    @property
-    def replaying(self) -> bool:
-        return False
-
-    @property
-    def logger(self) -> Any:
-        run = self._call.run
-        logger = logging.getLogger(f"perdure.step.{self.name}")
-        extra = {"workflow_id": str(run.id), "workflow": run.name, "step": self._call.key, "attempt": self.attempt}
-        return logging.LoggerAdapter(logger, extra)
-
-    def check(self) -> None:
-        """Raise if this attempt was cancelled or timed out, so that a thread can end early."""
-        if self._call.run.over:
-            raise RunEnded
-        if self.is_cancelled:
-            timeout = self._call.step.timeout
-            raise StepTimeout(self.name, timeout.total_seconds() if timeout else 0.0)
 
 
 def _raise(run: Caller, step: Step[..., Any], payload: str, cause: BaseException | None = None) -> NoReturn:

@@ -1,0 +1,92 @@
+"""Where a step's body runs: what `current()` and the primitives find there."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Coroutine
+from datetime import datetime
+from typing import Any, Protocol
+from uuid import UUID
+
+from perdure.authoring.steps import Step, direct
+from perdure.errors import NotInWorkflow, RunEnded, StepTimeout
+from perdure.model.keys import occurrence
+
+
+class Caller(Protocol):
+    """What a body may know of its run."""
+
+    @property
+    def id(self) -> UUID: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def over(self) -> bool: ...
+    def time(self) -> str: ...
+
+
+class StepContext:
+    """Where a step's body runs."""
+
+    __slots__ = ("_key", "_run", "_starts", "_step", "attempt", "is_cancelled")
+
+    def __init__(self, run: Caller, step: Step[..., Any], key: str, attempt: int) -> None:
+        self._run = run
+        self._step = step
+        self._key = key
+        self._starts: dict[str, int] = {}
+        self.attempt = attempt
+        self.is_cancelled = False
+
+    def call(self, step: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Coroutine[Any, Any, Any]:
+        """A step within a step is a plain call."""
+        return direct(step, args, kwargs)
+
+    def value(self, name: str, make: Callable[[], Any]) -> Any:
+        raise NotInWorkflow(f"{name}()", "in a step use the standard library: what a step returns is recorded")
+
+    def time(self) -> str:
+        return self._run.time()
+
+    def check_verb(self) -> None:
+        """A step may do what it likes."""
+
+    def start_key(self, name: str) -> str:
+        """The same for the n-th start of that name in each attempt."""
+        count = self._starts[name] = self._starts.get(name, 0) + 1
+        return f"{self.idempotency_key}/{occurrence(name, count)}"
+
+    @property
+    def id(self) -> UUID:
+        return self._run.id
+
+    @property
+    def name(self) -> str:
+        return self._step.name
+
+    @property
+    def deadline(self) -> datetime | None:
+        return None
+
+    @property
+    def idempotency_key(self) -> str:
+        return f"{self._run.id}/{self._key}"
+
+    @property
+    def replaying(self) -> bool:
+        return False
+
+    @property
+    def logger(self) -> Any:
+        run = self._run
+        logger = logging.getLogger(f"perdure.step.{self.name}")
+        extra = {"workflow_id": str(run.id), "workflow": run.name, "step": self._key, "attempt": self.attempt}
+        return logging.LoggerAdapter(logger, extra)
+
+    def check(self) -> None:
+        """Raise if this attempt was cancelled or timed out, so that a thread can end early."""
+        if self._run.over:
+            raise RunEnded
+        if self.is_cancelled:
+            timeout = self._step.timeout
+            raise StepTimeout(self.name, timeout.total_seconds() if timeout else 0.0)
