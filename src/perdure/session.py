@@ -12,6 +12,9 @@ from perdure.starter import Local, Starter
 from perdure.store.database import Connect, Database
 from perdure.store.listener import Listener, Notifier
 
+_RESIDENT_CONNECTIONS = 4
+"""What a worker needs beside its clients: writer, claimer, and what looks now and then."""
+
 
 class Resident(Local, Protocol):
     """A worker that lives on this loop."""
@@ -36,6 +39,7 @@ class Session:
         self.results = Results(self.database, say_waiting=self._say_waiting, hears=lambda: self.listener.hears)
         self._listening: asyncio.Task[None] | None = None
         self._resident: Resident | None = None
+        self._widened = False
 
     def listen(self) -> None:
         """Hear hints from now on: whoever waits for something calls this."""
@@ -44,6 +48,9 @@ class Session:
 
     def move_in(self, resident: Resident) -> None:
         """A worker lives here from now on: starts may be claimed at birth, hints go to it."""
+        if not self._widened:
+            self.database.widen(_RESIDENT_CONNECTIONS)
+            self._widened = True
         self._resident = resident
         self.starter.local = resident
         self.listen()

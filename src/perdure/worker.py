@@ -38,7 +38,6 @@ SHORTEST_LEASE = timedelta(seconds=1)
 _WANTED_SECONDS = 10.0
 _HAND_OVER_SECONDS = 10.0
 _MOST_THREADS = 64
-_CONNECTIONS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +84,6 @@ class Worker:
         self._program = program
         self._options = options
         self._loop = asyncio.get_running_loop()
-        session.database.widen(_CONNECTIONS)
         self._stopping = asyncio.Event()
         self._started: asyncio.Future[None] = self._loop.create_future()
         self._task: asyncio.Task[None] | None = None

@@ -145,6 +145,8 @@ class Claimer(Loop):
     async def tick(self) -> float | None:
         if self._reconcile and self._lease.is_valid:
             await self._reconcile_now()
+        elif self._stopping:
+            self._reconcile = False  # nothing is held under a valid id; recovery has the rest
         if self._releases:
             await self._release_all()
         if not self._reconcile and not self._releases:

@@ -181,7 +181,7 @@ class Executor:
     def _drop(self, run: Run, reason: str) -> None:
         if self.runs.get(run.id) is run:
             del self.runs[run.id]
-        telemetry.emit(telemetry.RunAbandoned(workflow_id=run.id, name=run.name, epoch=run.epoch, reason=reason))
+            telemetry.emit(telemetry.RunAbandoned(workflow_id=run.id, name=run.name, epoch=run.epoch, reason=reason))
         run.end()
 
     def _release(self, run: Run, *, stalls: int) -> None:

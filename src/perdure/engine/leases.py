@@ -224,8 +224,14 @@ class Lease:
         pause = self._beat_seconds
         while not await _happens(stop, pause):
             sent = self._monotonic()
+            beat = asyncio.ensure_future(database.attempt("heartbeat", SHARD, id))
+            # Not cancelled before it is given up: the driver would wait for the server to agree.
+            await asyncio.wait({beat}, timeout=max(0.0, self._valid_until - sent))
+            if not beat.done():
+                beat.cancel()
+                return "no beat reached the database in time"
             try:
-                rows = await database.attempt("heartbeat", SHARD, id)
+                rows = beat.result()
             except (Interrupted, ConfigurationError, psycopg.Error) as error:
                 if self._monotonic() + 0.05 >= self._valid_until:
                     return f"no beat reached the database: {error.args[0] if error.args else error}"

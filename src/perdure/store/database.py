@@ -75,6 +75,9 @@ class Interrupted(Exception):
         self.reason = reason
         self.outcome_unknown = outcome_unknown
 
+    def __str__(self) -> str:
+        return self.reason
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:

@@ -62,7 +62,7 @@ def start(news: Sequence[NewWorkflow]) -> Program[list[Started]]:
 def start_keyed(news: Sequence[NewWorkflow], *, lock_timeout: str | None) -> Program[list[Started | KeyConflict]]:
     """Start workflows under keys, or later: those that are there already are found.
 
-    Safe to send again: an id that stands under its key is this start's own. Where a finished one is replaced, the
+    Safe to send again: an id that is there already is this start's own. Where a finished one is replaced, the
     statements must run in one transaction.
     """
     outcomes: dict[UUID, Started | KeyConflict] = {}
@@ -83,8 +83,14 @@ def start_keyed(news: Sequence[NewWorkflow], *, lock_timeout: str | None) -> Pro
 def _resolve(
     taken: Sequence[NewWorkflow], outcomes: dict[UUID, Started | KeyConflict]
 ) -> Generator[Request, Sequence[Any], list[NewWorkflow]]:
-    """What to do about keys that are taken; returns the starts that are to be tried again."""
-    again: list[NewWorkflow] = []
+    """What to do about those that weren't inserted; returns the starts that are to be tried again."""
+    there = yield "started", (SHARD, Uuids(new.id for new in taken))
+    ours = {row.id for row in there}  # inserted by a statement whose answer was lost
+    outcomes |= {new.id: Started(id=new.id, started=True) for new in taken if new.id in ours}
+    again = [new for new in taken if new.id not in ours and new.key is None]
+    taken = [new for new in taken if new.id not in ours and new.key is not None]
+    if not taken:
+        return again
     names, keys = Texts(new.name for new in taken), Texts(new.key for new in taken)
     holders = yield "holders", (SHARD, names, keys)
     by_key = {(row.name, row.key): row.id for row in holders}
@@ -93,8 +99,6 @@ def _resolve(
         holder = by_key.get((new.name, new.key))
         if holder is None:
             again.append(new)  # whoever held it has gone in this moment
-        elif holder == new.id:
-            outcomes[new.id] = Started(id=new.id, started=True)
         elif new.on_conflict == "raise":
             outcomes[new.id] = KeyConflict(new.name, new.key, holder)
         elif new.on_conflict == "replace_finished" and (yield "release_key", (SHARD, new.name, new.key)):

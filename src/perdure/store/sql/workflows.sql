@@ -52,7 +52,7 @@ WITH patience AS MATERIALIZED (
         AS item (id, name, queue, priority, partition, attributes, version, key)
     WHERE (SELECT set FROM patience) IS NOT NULL
     ORDER BY item.name, item.key
-    ON CONFLICT (shard, name, key) WHERE key IS NOT NULL DO NOTHING
+    ON CONFLICT DO NOTHING
     RETURNING id
 ), given AS (
     INSERT INTO perdure.checkpoints (shard, workflow_id, key, kind, position, status, payload, created_at)

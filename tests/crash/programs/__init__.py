@@ -1,0 +1,1 @@
+"""What the tests start as processes of their own."""

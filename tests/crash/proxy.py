@@ -1,0 +1,279 @@
+"""A TCP proxy in front of PostgreSQL that does damage at a chosen moment.
+
+It reads the messages of the protocol (https://www.postgresql.org/docs/current/protocol-message-formats.html), so that
+it knows which statement a request runs, also where that was prepared earlier under a name, and where the answer ends:
+
+    with Proxy(port) as proxy:
+        fault = proxy.plan("loses the acknowledgement of", lambda sql: sql == text, at=2)
+        ...
+        await fault.has_happened()
+
+A request is everything up to Sync (or one simple Query); it runs a statement if it has an Execute (or is a Query).
+The proxy lives in a thread with an event loop of its own: it works on while the loop of the test is blocked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Literal, Self
+
+Damage = Literal[
+    "loses",  # the request never reaches the server; the connection ends
+    "resets",  # the same, by RST
+    "loses the acknowledgement of",  # the server has answered; the answer is lost, the connection ends
+    "swallows",  # the request never reaches the server, and the connection stays open, silent
+    "swallows the answer to",  # the server has answered; the connection stays open, silent
+    "delays",  # the request reaches the server when the test lets it
+    "delays the answer to",  # the answer reaches the client when the test lets it
+]
+Fits = Callable[[str], bool]
+
+_LINGER_NOT = struct.pack("ii", 1, 0)
+
+
+class Fault:
+    """Damage that is planned: for the requests number `at` to `at + times - 1` of those that fit."""
+
+    def __init__(self, damage: Damage, fits: Fits, at: int, times: int) -> None:
+        self.damage = damage
+        self.fits = fits
+        self.at = at
+        self.times = times
+        self.met = 0
+        self.done = 0
+        self._done = threading.Event()
+        self._go_on = threading.Event()
+
+    def takes(self, sql: str) -> bool:
+        """Whether this request is the one (or one of those)."""
+        if not self.fits(sql):
+            return False
+        self.met += 1
+        return self.at <= self.met < self.at + self.times
+
+    def happen(self) -> None:
+        self.done += 1
+        if self.done >= self.times:
+            self._done.set()
+
+    async def has_happened(self, timeout: float = 30) -> None:
+        """Wait until it is done (where it delays: until it holds the request or the answer)."""
+        assert await asyncio.to_thread(self._done.wait, timeout), f"no request came that it {self.damage}"
+
+    def let_go(self) -> None:
+        """End a delay."""
+        self._go_on.set()
+
+    async def wait_for_leave(self) -> None:
+        while not self._go_on.is_set():
+            await asyncio.sleep(0.005)
+
+
+class _Link:
+    """One client's connection, and the one to the server that belongs to it."""
+
+    def __init__(
+        self,
+        proxy: Proxy,
+        client: tuple[asyncio.StreamReader, asyncio.StreamWriter],
+        server: tuple[asyncio.StreamReader, asyncio.StreamWriter],
+    ) -> None:
+        self.proxy = proxy
+        self.client_reader, self.client_writer = client
+        self.server_reader, self.server_writer = server
+        self.statements: dict[bytes, str] = {}
+        self.fault: Fault | None = None  # what is to be done with the answer under way
+        self.silent = False
+
+    async def run(self) -> None:
+        up, down = asyncio.ensure_future(self._requests()), asyncio.ensure_future(self._answers())
+        try:
+            await asyncio.wait({up, down}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (up, down):
+                task.cancel()
+            await asyncio.gather(up, down, return_exceptions=True)
+
+    def close(self, *, reset: bool = False) -> None:
+        if reset:
+            raw = self.client_writer.get_extra_info("socket")
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
+            self.client_writer.transport.abort()
+        for writer in (self.client_writer, self.server_writer):
+            with suppress(OSError, RuntimeError):
+                writer.close()
+
+    async def _requests(self) -> None:
+        (length,) = struct.unpack("!i", head := await self.client_reader.readexactly(4))
+        self.server_writer.write(head + await self.client_reader.readexactly(length - 4))
+        request, sql, runs = b"", "", False
+        while True:
+            kind, body, message = await _message(self.client_reader)
+            request += message
+            if kind == b"P":
+                name, text, _ = body.split(b"\0", 2)
+                self.statements[name] = sql = text.decode()
+            elif kind == b"B":
+                sql = self.statements.get(body.split(b"\0", 2)[1], "")
+            elif kind == b"Q":
+                sql = body.rstrip(b"\0").decode()
+            runs = runs or kind in (b"E", b"Q")
+            if kind in (b"S", b"Q", b"X"):
+                if not await self._forward(request, sql if runs else None):
+                    return
+                request, sql, runs = b"", "", False
+
+    async def _forward(self, request: bytes, sql: str | None) -> bool:
+        """Pass a request on, or do what is planned; false: the connection has ended."""
+        fault = self.proxy.fault_for(sql) if sql is not None else None
+        if self.proxy.is_silent or self.silent:
+            return True
+        if fault is None:
+            self.server_writer.write(request)
+            return True
+        if fault.damage in ("loses", "resets"):
+            self.close(reset=fault.damage == "resets")
+            fault.happen()
+            return False
+        if fault.damage == "swallows":
+            self.silent = True
+            fault.happen()
+            return True
+        if fault.damage == "delays":
+            fault.happen()
+            await fault.wait_for_leave()
+        else:
+            self.fault = fault
+        self.server_writer.write(request)
+        return True
+
+    async def _answers(self) -> None:
+        answer = b""
+        while True:
+            kind, _, message = await _message(self.server_reader)
+            if self.proxy.is_silent or self.silent:
+                continue
+            if self.fault is None:
+                self.client_writer.write(message)
+                continue
+            answer += message
+            if kind == b"Z":
+                fault, self.fault = self.fault, None
+                fault.happen()
+                if fault.damage == "loses the acknowledgement of":
+                    self.close()
+                    return
+                if fault.damage == "swallows the answer to":
+                    self.silent = True
+                    continue
+                await fault.wait_for_leave()
+                self.client_writer.write(answer)
+                answer = b""
+
+
+class Proxy:
+    """Listens on a port of 127.0.0.1, and passes everything on to another one."""
+
+    def __init__(self, port: int) -> None:
+        self.is_silent = False
+        """Everything is swallowed from now on, on all connections, also the handshakes of new ones."""
+        self._to = port
+        self._faults: list[Fault] = []
+        self._links: set[_Link] = set()
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._serving: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
+        self._server: asyncio.Server | None = None
+        self.port = 0
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(10)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(10)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()
+
+    def url(self, database: str = "perdure", user: str = "perdure") -> str:
+        """How to connect through it: in plain text, so that it can read along."""
+        return f"postgresql://{user}@127.0.0.1:{self.port}/{database}?sslmode=disable&gssencmode=disable"
+
+    def plan(self, damage: Damage, fits: Fits, *, at: int = 1, times: int = 1) -> Fault:
+        """Do that to a request whose SQL fits: to the `at`-th from now on, and to `times` in a row."""
+        fault = Fault(damage, fits, at, times)
+        self._faults.append(fault)
+        return fault
+
+    def cut(self) -> None:
+        """End all connections."""
+        self._loop.call_soon_threadsafe(lambda: [link.close() for link in list(self._links)])
+
+    def speak(self) -> None:
+        """End the silence: what was silent is cut, new connections work."""
+        self.is_silent = False
+        self.cut()
+
+    def fault_for(self, sql: str) -> Fault | None:
+        taken = [fault for fault in self._faults if fault.takes(sql)]
+        return taken[0] if taken else None
+
+    async def _listen(self) -> None:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)
+        task = asyncio.ensure_future(self._serve(reader, writer))
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.is_silent:
+            with suppress(OSError):
+                while await reader.read(65536):
+                    pass
+            writer.close()
+            return
+        try:
+            server = await asyncio.open_connection("127.0.0.1", self._to)
+        except OSError:
+            writer.close()
+            return
+        self._writers.add(server[1])
+        link = _Link(self, (reader, writer), server)
+        self._links.add(link)
+        try:
+            with suppress(asyncio.IncompleteReadError, OSError):
+                await link.run()
+        finally:
+            self._links.discard(link)
+            link.close()
+
+    async def _close(self) -> None:
+        for fault in self._faults:
+            fault.let_go()
+        assert self._server is not None
+        self._server.close()
+        for task in list(self._serving):
+            task.cancel()
+        await asyncio.gather(*self._serving, return_exceptions=True)
+        for writer in self._writers:
+            writer.transport.abort()
+        await asyncio.sleep(0)  # that is when their sockets are closed
+
+
+async def _message(reader: asyncio.StreamReader) -> tuple[bytes, bytes, bytes]:
+    """One message: its kind, its body, and all of it."""
+    head = await reader.readexactly(5)
+    (length,) = struct.unpack("!i", head[1:])
+    body = await reader.readexactly(length - 4)
+    return head[:1], body, head + body

@@ -1,0 +1,1 @@
+"""Each interleaving of the protocols, forced in one process on a real PostgreSQL."""
