@@ -171,9 +171,9 @@ class Lease:
                     break
                 reason = await self._beat_while_held(database, id, self._stop)
                 if reason is not None:
-                    telemetry.emit(telemetry.LeaseLost(worker_id=id, reason=reason))
                     self._valid_until = 0.0
                     self._call(self._lose, id, reason)
+                    telemetry.emit(telemetry.LeaseLost(worker_id=id, reason=reason))
                     held = None
                     await self._say(database, "end_worker", id, "dead", self._stop)
             if held is not None:
