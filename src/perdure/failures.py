@@ -19,6 +19,7 @@ import os
 import re
 import traceback
 import typing
+from base64 import b64decode, b64encode
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, cast
 from uuid import UUID
@@ -152,6 +153,23 @@ def _args(error: BaseException) -> list[Any] | None:
             args += [None, error.filename2]
     if type(error).__module__ == errors.__name__:
         return [_plain(arg) for arg in args]
+    return _unpacked(error, args)
+
+
+def _unpacked(error: BaseException, args: list[Any]) -> list[Any]:
+    """The arguments of the built-in errors whose own ones are no JSON: `_packed` makes them again."""
+    if isinstance(error, SyntaxError) and len(args) == 2 and isinstance(args[1], tuple):
+        return [args[0], list(cast("tuple[object, ...]", args[1]))]
+    if type(error) is UnicodeDecodeError:
+        return [error.encoding, b64encode(error.object).decode(), error.start, error.end, error.reason]
+    return args
+
+
+def _packed(cls: type[Exception], args: list[Any]) -> list[Any]:
+    if issubclass(cls, SyntaxError) and len(args) == 2 and isinstance(args[1], list):
+        return [args[0], tuple(cast("list[object]", args[1]))]
+    if cls is UnicodeDecodeError:
+        return [args[0], b64decode(args[1]), *args[2:]]
     return args
 
 
@@ -271,6 +289,7 @@ def _called(cls: type[Exception], args: list[Any] | None) -> Exception | None:
     try:
         if cls.__module__ == errors.__name__:
             args = _typed(cls, args)
+        args = _packed(cls, args)
         error = cls(*args)
         if not isinstance(error, OSError):
             error.args = tuple(args)

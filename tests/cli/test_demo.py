@@ -117,7 +117,7 @@ def test_options_that_make_no_sense_are_refused(arguments: list[str], message: s
 def outcome(**changes: int | None) -> Outcome:
     whole: dict[str, int | None] = {
         "files": 10, "rows": 10, "ordinals": 10, "successes": 10, "checkpoints": 40, "began": 40, "again": 3,
-        "in_flight": 4, "taken_over": 4,
+        "elsewhere": 0, "in_flight": 4, "taken_over": 4,
     }  # fmt: skip
     return Outcome(**{**whole, **changes})  # type: ignore[arg-type]
 

@@ -1,6 +1,6 @@
 """Writes the reference pages from the docstrings; a test says whether they are current.
 
-    python tests/docs/reference.py
+python tests/docs/reference.py
 """
 
 from __future__ import annotations
@@ -71,9 +71,9 @@ def events() -> str:
     lines = [
         "# Events",
         "",
-        "`perdure.telemetry.subscribe(callback)` calls it with every event, in the thread where it happens, and returns",
-        "what ends that. The same events go to the logger `perdure`, each with its fields as `record.perdure`. No event",
-        "carries a payload.",
+        "`perdure.telemetry.subscribe(callback)` calls it with every event, in the thread where it happens, and",
+        "returns what ends that. The same events go to the logger `perdure`, each with its fields as",
+        "`record.perdure`. No event carries a payload.",
         "",
         "| event | level | fields | |",
         "|---|---|---|---|",

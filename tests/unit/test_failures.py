@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import json
 import os
+from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
@@ -324,8 +325,6 @@ class TestRebuilding:
             GeneratorExit(),
             ExceptionGroup("g", [ValueError()]),
             BaseExceptionGroup("g", [KeyboardInterrupt()]),
-            UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"),
-            SyntaxError("bad", ("file", 1, 1, "text")),
             ValueError(object()),
             errors.RunEnded(),
         ],
@@ -445,3 +444,28 @@ class TestCatalogues:
         for cls in vars(errors).values():
             if isinstance(cls, type) and issubclass(cls, PerdureError) and not cls.__name__.startswith("_"):
                 assert qualified_name(cls) in Catalogue()._classes
+
+
+def _syntax_error() -> SyntaxError:
+    try:
+        compile("leading = 007", "program.py", "exec")
+    except SyntaxError as error:
+        return error
+    raise AssertionError
+
+
+def _decode_error() -> UnicodeDecodeError:
+    try:
+        b"\xff".decode()
+    except UnicodeDecodeError as error:
+        return error
+    raise AssertionError
+
+
+@pytest.mark.parametrize("make", [_syntax_error, _decode_error])
+def test_built_in_errors_whose_arguments_are_no_json_come_back_as_themselves(make: Callable[[], Exception]) -> None:
+    error = make()
+    rebuilt = Catalogue().rebuild(record(error), StepFailed)
+    assert type(rebuilt) is type(error)
+    assert rebuilt.args == error.args
+    assert str(rebuilt) == str(error)

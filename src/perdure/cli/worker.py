@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import gc
 import importlib
 import logging
 import os
@@ -180,6 +181,9 @@ def _run(app: App, options: WorkerOptions, stopping: Stopping, place: _Place) ->
     if place.supervised is not None:
         report(place.supervised, lambda: service.is_ready, lambda: stopping.ask("the supervisor is gone"))
     try:
+        # What is loaded now stays; and finished workflows free themselves, so the collector needn't look often.
+        gc.freeze()
+        gc.set_threshold(20_000, 20, 100)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(service.run())
     except PerdureError:

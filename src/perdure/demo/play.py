@@ -219,7 +219,7 @@ class Play:
             self._connection,
             files=self.plan.files,
             bodies=[line for worker in self._workers for line in worker.bodies()],
-            in_flight=len(self._in_flight) if self.plan.kill else None,
+            in_flight=self._in_flight if self.plan.kill else None,
             taken_over=self._taken_over,
         )
         self._tell(outcome)
@@ -237,9 +237,16 @@ class Play:
         say("\nThe proof. The table of results has no constraint that would keep a second row out.")
         for text in (proof.ROWS, proof.STATUSES, proof.ATTEMPTS):
             query(self._connection, text)
-        again = f"{outcome.again:,} of them ran again: they hadn't been recorded yet when their worker was killed"
-        say(f"\n{outcome.checkpoints:,} steps are recorded; {again if outcome.again else 'none of them ran again'}.")
+        say(f"\n{outcome.checkpoints:,} steps are recorded; {_ran_again(outcome)}.")
         say(
             f"{outcome.files:,} workflows in {self._seconds:.1f} s, from the start of the workers: "
             f"{outcome.files / self._seconds:,.0f} workflows/s, {outcome.checkpoints / self._seconds:,.0f} steps/s."
         )
+
+
+def _ran_again(outcome: proof.Outcome) -> str:
+    if not outcome.again:
+        return "none of them ran again"
+    if outcome.elsewhere:
+        return f"{outcome.again:,} of them ran again, {outcome.elsewhere:,} of which no kill explains"
+    return f"{outcome.again:,} of them ran again: they hadn't been recorded yet when their worker was killed"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
 
 from perdure.demo.stage import SCHEMA, Connection
 
@@ -27,6 +28,7 @@ class Outcome:
         checkpoints: How many steps were recorded.
         began: How many different steps began.
         again: How many bodies of steps began once more.
+        elsewhere: How many of these belong to workflows that the killed worker didn't have.
         in_flight: How many workflows the killed worker had; None: none was to be killed.
         taken_over: How many of these another worker has gone on with.
     """
@@ -38,6 +40,7 @@ class Outcome:
     checkpoints: int
     began: int
     again: int
+    elsewhere: int
     in_flight: int | None
     taken_over: int
 
@@ -58,7 +61,12 @@ class Outcome:
 
 
 def gather(
-    connection: Connection, *, files: int, bodies: Iterable[str], in_flight: int | None, taken_over: int
+    connection: Connection,
+    *,
+    files: int,
+    bodies: Iterable[str],
+    in_flight: Collection[UUID] | None,
+    taken_over: int,
 ) -> Outcome:
     """Count what there is.
 
@@ -66,13 +74,14 @@ def gather(
         connection: The database.
         files: How many files were to be ingested.
         bodies: One line for each body of a step that began, the same line if it began again.
-        in_flight: As in `Outcome`.
+        in_flight: The workflows that the killed worker had; None: none was to be killed.
         taken_over: As in `Outcome`.
     """
     ((rows, ordinals),) = connection.execute(ROWS).fetchall()
     statuses: dict[Any, Any] = dict(connection.execute(STATUSES).fetchall())
     ((checkpoints,),) = connection.execute(_STEPS).fetchall()
     began = Counter(bodies)
+    killed = {str(id) for id in in_flight or ()}
     return Outcome(
         files=files,
         rows=rows,
@@ -81,6 +90,7 @@ def gather(
         checkpoints=checkpoints,
         began=len(began),
         again=began.total() - len(began),
-        in_flight=in_flight,
+        elsewhere=sum(times - 1 for line, times in began.items() if line.partition(" ")[0] not in killed),
+        in_flight=None if in_flight is None else len(in_flight),
         taken_over=taken_over,
     )

@@ -75,7 +75,7 @@ class Screen:
             [names[index] for index in chosen], [[row[index] for index in chosen] for row in rows[:most]]
         ):
             self.say(f"  {line}"[: self._width])
-        left_out = f"; {len(chosen)} of {len(names)} columns" if len(chosen) < len(names) else ""
+        left_out = f"; {len(chosen)} of {len(names)} columns" if rows and len(chosen) < len(names) else ""
         first = f"; the first {most}" if len(rows) > most else ""
         self.say(f"  ({len(rows)} row{'' if len(rows) == 1 else 's'}{first}{left_out})")
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import re
+import weakref
 from collections.abc import Callable, Coroutine
 from datetime import datetime
 from typing import Any, Protocol
@@ -62,7 +63,8 @@ class Scope:
         self.run = run
         self._parent = parent
         self._label = label
-        self._task: asyncio.Task[Any] | None = None
+        # Weak: task, context, scope would be a cycle, and every finished workflow work for the garbage collector.
+        self._task: weakref.ref[asyncio.Task[Any]] | None = None
         self._path = "" if parent is None else None
         self._counts: dict[str, int] = {}
         self._segments: dict[str, int] = {}
@@ -76,7 +78,8 @@ class Scope:
 
     def bind(self, task: asyncio.Task[Any]) -> None:
         """Tell the scope its task, and the run that it has one more."""
-        self._task = task
+        if self._parent is not None:
+            self._task = weakref.ref(task)
         self.run.adopt(task)
 
     def draw(self, name: str) -> str:
@@ -105,7 +108,8 @@ class Scope:
 
     def label(self) -> str:
         """The task's explicit name, else that of its coroutine."""
-        name = self._task.get_name() if self._task is not None else ""
+        task = self._task() if self._task is not None else None
+        name = task.get_name() if task is not None else ""
         return self._label if not name or _DEFAULT_NAME.fullmatch(name) else name
 
     def settle(self, path: str) -> None:

@@ -56,7 +56,7 @@ class Ensure(Protocol):
 
 
 OLDEST_SERVER = 130_000
-_IDLE_SECONDS = 10.0
+_IDLE_SECONDS = 5.0
 _CONNECT_SECONDS = 5
 _REFUSED = ("28", "3D", "42501", "0P")  # authentication, no such database, missing rights, no such role
 _TRY_AGAIN = ("08", "40001", "40003", "40P01", "53", "57", "58", "25006")

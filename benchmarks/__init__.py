@@ -1,0 +1,11 @@
+"""What perdure costs, and what a peer costs beside it: `make bench`, or `python -m benchmarks --only drain`.
+
+    drain      a backlog of one-step workflows, one worker process; beside DBOS
+    pickup     from a start in one process to the first step in another, whose worker is idle
+    latency    app.run of a one-step workflow, beside one durable insert of a row
+    sequence   one workflow of a thousand steps, one after the other
+    idle       what a worker takes that has nothing to do
+
+Everything runs on one server with durable settings, alternating, in one run: what counts are the ratios. The results go
+to results/latest.json as well.
+"""

@@ -1,0 +1,78 @@
+"""`python -m benchmarks`: set up a server, measure, print, and keep what was measured."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import json
+import platform
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from benchmarks.bench import Bench, server
+from benchmarks.figures import Figure, table
+from perdure import __version__
+
+MEASUREMENTS = ("drain", "pickup", "latency", "sequence", "idle")
+RESULTS = Path(__file__).parent / "results" / "latest.json"
+
+
+def main() -> int:
+    """Returns the exit code: 0, all targets reached; 1, not all; 2, it couldn't run."""
+    options = _options()
+    if "drain" in options.only and importlib.util.find_spec("dbos") is None:
+        print("benchmarks: dbos isn't installed; `make bench` does that, or pip install '.[bench]'", file=sys.stderr)
+        return 2
+    if not sys.platform.startswith("linux"):
+        print("benchmarks: processes are measured by /proc, which only Linux has", file=sys.stderr)
+        return 2
+    figures: dict[str, list[Figure]] = {}
+    with server() as cluster:
+        bench = Bench(cluster=cluster, repeats=options.repeats, quick=options.quick)
+        for name in options.only:
+            measurement = importlib.import_module(f"benchmarks.{name}")
+            figures[name] = measurement.measure(bench)
+            print(f"\n{table(f'{name}: {_first_line(measurement)}', figures[name])}", flush=True)
+        version = cluster.status().version
+    _keep(figures, options, version)
+    failed = [figure for all in figures.values() for figure in all if figure.passed is False]
+    print(f"\n{'FAIL' if failed else 'PASS'}: {len(failed)} targets missed; {RESULTS}")
+    return 1 if failed else 0
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=sys.modules["benchmarks"].__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--only", action="append", choices=MEASUREMENTS, help="measure this; may be given again")
+    parser.add_argument("--repeats", type=int, default=3, help="how often everything is measured (default: 3)")
+    parser.add_argument("--quick", action="store_true", help="small counts: does it run? No figures to quote")
+    options = parser.parse_args()
+    if options.repeats < 1:
+        parser.error("--repeats must be 1 or more")
+    options.only = options.only or list(MEASUREMENTS)
+    return options
+
+
+def _first_line(measurement: Any) -> str:
+    return str(measurement.__doc__).partition("\n")[0]
+
+
+def _keep(figures: dict[str, list[Figure]], options: argparse.Namespace, version: str | None) -> None:
+    RESULTS.parent.mkdir(exist_ok=True)
+    kept = {
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "perdure": __version__,
+        "python": platform.python_version(),
+        "postgresql": version,
+        "quick": options.quick,
+        "repeats": options.repeats,
+        "figures": {name: [figure.as_dict() for figure in all] for name, all in figures.items()},
+    }
+    RESULTS.write_text(json.dumps(kept, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""Figures: what was measured, over and over, and what it should be."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """One thing that was measured, in every repetition.
+
+    Attributes:
+        name: What it is: "perdure, concurrency 100".
+        unit: "workflows/s", "ms".
+        values: One value a repetition.
+        target: What the median has to reach; None: it is there for comparison.
+        better: Which direction is the good one.
+        note: What a reader has to know.
+    """
+
+    name: str
+    unit: str
+    values: Sequence[float]
+    target: float | None = None
+    better: Literal["more", "less"] = "more"
+    note: str = ""
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.values)
+
+    @property
+    def passed(self) -> bool | None:
+        """Whether the target is reached; None: there is none."""
+        if self.target is None:
+            return None
+        return self.median >= self.target if self.better == "more" else self.median <= self.target
+
+    @property
+    def ratio(self) -> float | None:
+        """How far the median is on the good side of the target: 1 is just enough, 2 twice as good."""
+        if self.target is None or not self.median or not self.target:
+            return None
+        return self.median / self.target if self.better == "more" else self.target / self.median
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**asdict(self), "median": self.median, "passed": self.passed, "ratio": self.ratio}
+
+
+def table(title: str, figures: Sequence[Figure]) -> str:
+    """The figures, for people."""
+    rows = [("", "median", "least", "most", "unit", "target", "")]
+    for figure in figures:
+        target = verdict = ""
+        if figure.target is not None:
+            target = f"{'>=' if figure.better == 'more' else '<='} {_short(figure.target)}"
+            ratio = "" if figure.ratio is None else f" ({figure.ratio:.2f} x)"
+            verdict = f"{'PASS' if figure.passed else 'FAIL'}{ratio}"
+        least, most = _short(min(figure.values)), _short(max(figure.values))
+        rows.append((figure.name, _short(figure.median), least, most, figure.unit, target, verdict))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [title]
+    for row in rows:
+        cells = (
+            text.rjust(width) if column in (1, 2, 3) else text.ljust(width)
+            for column, (text, width) in enumerate(zip(row, widths, strict=True))
+        )
+        lines.append("  " + "  ".join(cells).rstrip())
+    lines += [f"  * {figure.name}: {figure.note}" for figure in figures if figure.note]
+    return "\n".join(lines)
+
+
+def _short(value: float) -> str:
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"

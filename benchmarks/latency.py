@@ -1,0 +1,58 @@
+"""`app.run` of a one-step workflow, one caller, the worker in the same process; beside one durable insert of a row."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from uuid import uuid4
+
+import psycopg
+
+from benchmarks.bench import Bench
+from benchmarks.figures import Figure
+from benchmarks.program import TEXT, one_step
+from perdure import App
+
+COUNT = 400
+_WARM_UP = 20
+
+
+def measure(bench: Bench) -> list[Figure]:
+    """In turn: an insert, a run, an insert, ..."""
+    inserts: list[float] = []
+    runs: list[float] = []
+    tails: list[float] = []
+    for _ in range(bench.repeats):
+        insert, run = asyncio.run(_times(bench, bench.fresh_schema()))
+        inserts.append(statistics.median(insert))
+        runs.append(statistics.median(run))
+        tails.append(statistics.quantiles(run, n=100)[98])
+    ratios = [run / insert for run, insert in zip(runs, inserts, strict=True)]
+    return [
+        Figure(name="one durable insert, p50", unit="ms", values=inserts, better="less"),
+        Figure(name="app.run, p50", unit="ms", values=runs, better="less"),
+        Figure(name="app.run, p99", unit="ms", values=tails, better="less"),
+        Figure(name="app.run / insert", unit="times", values=ratios, target=6, better="less"),
+    ]
+
+
+async def _times(bench: Bench, schema: str) -> tuple[list[float], list[float]]:
+    inserts: list[float] = []
+    runs: list[float] = []
+    app = App("benchmarks", include=[one_step], database_url=bench.cluster.url, schema=schema)
+    async with app, app.worker(), await psycopg.AsyncConnection.connect(bench.cluster.url, autocommit=True) as plain:
+        plain.prepare_threshold = 0
+        await plain.execute(f"CREATE TABLE {schema}.plain (id uuid PRIMARY KEY, payload json NOT NULL)")
+        count = bench.count(COUNT) + _WARM_UP
+        for _ in range(count):
+            began = time.perf_counter()
+            await plain.execute(f"INSERT INTO {schema}.plain VALUES (%s, %s::json)", (uuid4(), f'"{TEXT}"'))
+            inserts.append((time.perf_counter() - began) * 1000)
+            began = time.perf_counter()
+            await app.run(one_step(TEXT))
+            runs.append((time.perf_counter() - began) * 1000)
+        cursor = await plain.execute(f"SELECT count(*) FROM {schema}.workflows WHERE status = 'success'")
+        ended = await cursor.fetchone()
+        assert ended == (count,), f"{ended} workflows are recorded of {count}"
+    return inserts[_WARM_UP:], runs[_WARM_UP:]
