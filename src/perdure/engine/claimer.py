@@ -253,15 +253,23 @@ class Claimer(Loop):
         rows = await self._database.attempt("unknown_names", SHARD, queue, self._names, _PARK_FROM)
         if not rows:
             return
-        parked: Sequence[Any] = ()
-        if sum(row.pending for row in rows) >= _PARK_FROM:
-            parked = await self._database.attempt("park_unknown", SHARD, queue, _PARK_FROM)
         names = {row.name for row in rows}
+        parked = sum(row.pending for row in rows) >= _PARK_FROM and await self._park(queue)
         if parked or not names <= self._reported:
             self._reported |= names
-            telemetry.emit(telemetry.UnknownNames(queue=queue, names=tuple(sorted(names)), parked=bool(parked)))
+            telemetry.emit(telemetry.UnknownNames(queue=queue, names=tuple(sorted(names)), parked=parked))
         if parked:
             self.hint(queue)
+
+    async def _park(self, queue: str) -> bool:
+        """Move what nobody can run out of the way, batch by batch: a claim would walk over all of it each time."""
+        parked = False
+        while not self._stopping:
+            rows = await self._database.attempt("park_unknown", SHARD, queue, _PARK_FROM)
+            parked |= bool(rows)
+            if sum(row.parked for row in rows) < _PARK_FROM:
+                break
+        return parked
 
     # --- keeping what is held true ---------------------------------------------------------------------------------
 

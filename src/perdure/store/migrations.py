@@ -24,8 +24,7 @@ from perdure.store.statements import SHARD, in_schema
 
 _OLDEST_CODE = re.compile(r"^-- :oldest-code (\d+)$", re.MULTILINE)
 
-_BOOTSTRAP = """
-CREATE SCHEMA IF NOT EXISTS perdure.;
+_TABLE = """
 CREATE TABLE IF NOT EXISTS perdure.migrations (
     shard int4 NOT NULL,
     version int4 NOT NULL,
@@ -70,14 +69,14 @@ def known() -> tuple[Migration, ...]:
 
 def script(schema: str, migrations: tuple[Migration, ...] | None = None) -> str:
     """What `migrate` would run on an empty database, as SQL for psql."""
-    blocks = [f"BEGIN;\n{_bootstrap(schema).strip()}"]
+    blocks = ["BEGIN;", f"CREATE SCHEMA IF NOT EXISTS {_quoted(schema)};", in_schema(_TABLE, schema).strip()]
     for migration in known() if migrations is None else migrations:
         blocks.append(f"-- {migration.version:04d} {migration.name}\n{in_schema(migration.text, schema).strip()}")
         blocks.append(
             in_schema(
                 "INSERT INTO perdure.migrations (shard, version, name, checksum, oldest_code, applied_at)\n"
                 f"VALUES ({SHARD}, {migration.version}, '{migration.name}', '{migration.checksum}', "
-                f"{migration.oldest_code}, now());",
+                f"{migration.oldest_code}, perdure.now());",
                 schema,
             )
         )
@@ -113,7 +112,7 @@ async def migrate(connection: AsyncConnection[Any], schema: str) -> tuple[Migrat
     while True:
         try:
             async with connection.transaction():
-                await _run(connection, _bootstrap(schema))
+                await _bootstrap(connection, schema)
             break
         except (psycopg.errors.UniqueViolation, psycopg.errors.DuplicateTable, psycopg.errors.DuplicateSchema):
             continue  # IF NOT EXISTS isn't atomic: somebody else made it in this moment
@@ -140,17 +139,28 @@ async def migrate(connection: AsyncConnection[Any], schema: str) -> tuple[Migrat
                 in_schema(
                     "INSERT INTO perdure.migrations (shard, version, name, checksum, oldest_code, applied_at) VALUES "
                     f"({SHARD}, {migration.version}, '{migration.name}', '{migration.checksum}', "
-                    f"{migration.oldest_code}, now())",
+                    f"{migration.oldest_code}, perdure.now())",
                     schema,
                 ),
             )
     return missing
 
 
-def _bootstrap(schema: str) -> str:
-    return in_schema(_BOOTSTRAP, schema).replace(
-        "EXISTS perdure.;", f'EXISTS "{schema.replace(chr(34), chr(34) * 2)}";'
-    )
+async def _bootstrap(connection: AsyncConnection[Any], schema: str) -> None:
+    """Make the schema and the table of migrations, where they aren't there: looking needs no right to create."""
+    cursor = connection.cursor(row_factory=tuple_row)
+    names = (_quoted(schema), f"{_quoted(schema)}.migrations")
+    text = "SELECT pg_catalog.to_regnamespace($1::text) IS NULL, pg_catalog.to_regclass($2::text) IS NULL"
+    await cursor.execute(text, names, prepare=False)
+    for is_missing, create in zip(
+        await cursor.fetchone() or (), (f"CREATE SCHEMA {_quoted(schema)}", in_schema(_TABLE, schema)), strict=True
+    ):
+        if is_missing:
+            await _run(connection, create)
+
+
+def _quoted(schema: str) -> str:
+    return '"' + schema.replace('"', '""') + '"'
 
 
 async def _run(connection: AsyncConnection[Any], text: str) -> None:
@@ -161,7 +171,7 @@ async def _run(connection: AsyncConnection[Any], text: str) -> None:
 async def _applied(connection: AsyncConnection[Any], schema: str) -> dict[int, tuple[str, int]] | None:
     """version -> (checksum, oldest code); None: there is no table of migrations."""
     cursor = connection.cursor(row_factory=tuple_row)
-    quoted = '"' + schema.replace('"', '""') + '".migrations'
+    quoted = f"{_quoted(schema)}.migrations"
     await cursor.execute("SELECT pg_catalog.to_regclass($1::text) IS NOT NULL", (quoted,), prepare=False)
     found = await cursor.fetchone()
     if found is None or not found[0]:
