@@ -9,6 +9,7 @@ import dataclasses
 import inspect
 import logging
 import re
+import sys
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -88,21 +89,22 @@ def events() -> str:
 def command_line() -> str:
     """docs/reference/command-line.md"""
     lines = ["# Command line", ""]
-    for path, command in commands(cli, ("perdure",)):
-        with click.Context(command, info_name=" ".join(path), max_content_width=100, terminal_width=100) as context:
-            text = command.get_help(context)
-        lines += [f"## `{' '.join(path)}`", "", "```text", text, "```", ""]
+    for context in contexts(cli, "perdure", None):
+        lines += [f"## `{context.command_path}`", "", "```text", context.get_help(), "```", ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def commands(command: click.Command, path: tuple[str, ...]) -> list[tuple[tuple[str, ...], click.Command]]:
-    found = [(path, command)]
+def contexts(command: click.Command, name: str, parent: click.Context | None) -> list[click.Context]:
+    """A command and all below it, each as it is when it is called by that name."""
+    context = click.Context(
+        command, info_name=name, parent=parent, terminal_width=100, max_content_width=100, **command.context_settings
+    )
+    found = [context]
     if isinstance(command, click.Group):
-        with click.Context(command) as context:
-            for name in command.list_commands(context):
-                inner = command.get_command(context, name)
-                assert inner is not None
-                found += commands(inner, (*path, name))
+        for inner in command.list_commands(context):
+            below = command.get_command(context, inner)
+            assert below is not None
+            found += contexts(below, inner, context)
     return found
 
 
@@ -156,4 +158,7 @@ def _one_line(text: str) -> str:
 
 if __name__ == "__main__":
     for page, write in PAGES.items():
-        (REFERENCE / page).write_text(write(), encoding="utf-8")
+        if "--print" in sys.argv:
+            sys.stdout.buffer.write(write().encode() if page in sys.argv else b"")
+        else:
+            (REFERENCE / page).write_text(write(), encoding="utf-8")
