@@ -305,9 +305,11 @@ def dump_untyped(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], li
     def text_of(value: Any, which: object) -> str:
         return shape(ANY).settle(value, f"argument {which!r} of workflow {name!r}", limit)[0]
 
-    positional = ",".join([text_of(value, place) for place, value in enumerate(args, start=1)])
-    named = "".join([f",{text_of(key, key)}:{text_of(value, key)}" for key, value in kwargs.items()])
-    return _within(f'{{"{_POSITIONAL}":[{positional}]{named}}}', limit, name)
+    parts = [f"{text_of(key, key)}:{text_of(value, key)}" for key, value in kwargs.items()]
+    if args:
+        positional = ",".join([text_of(value, place) for place, value in enumerate(args, start=1)])
+        parts.insert(0, f'"{_POSITIONAL}":[{positional}]')
+    return _within(f"{{{','.join(parts)}}}", limit, name)
 
 
 def _within(text: str, limit: int, name: str) -> str:

@@ -645,7 +645,8 @@ class TestParameters:
         text = dump_untyped("checkout", (42,), {"express": True}, LIMIT)
         assert text == '{"$args":[42],"express":true}'
         assert CHECKOUT.load(text) == ((), {"order_id": 42, "express": True})
-        assert dump_untyped("w", (), {}, LIMIT) == '{"$args":[]}'
+        assert dump_untyped("w", (), {}, LIMIT) == "{}"
+        assert dump_untyped("w", (), {"order_id": 42}, LIMIT) == '{"order_id":42}'
         assert json.loads(dump_untyped("w", ("é",), {'a"b': None}, LIMIT)) == {"$args": ["é"], 'a"b': None}
 
     def test_a_caller_without_the_code_sends_plain_json_only(self) -> None:
