@@ -6,6 +6,7 @@ pydantic is imported where the first adapter is made, so that `import perdure` s
 from __future__ import annotations
 
 import inspect
+import itertools
 import typing
 from collections.abc import Callable
 from functools import partial
@@ -22,6 +23,7 @@ ANY: Final[Any] = Any
 # they can be found again; the default writes null, which a field `float | None` would take back.
 PYDANTIC_CONFIG: Final = {"ser_json_bytes": "base64", "val_json_bytes": "base64", "ser_json_inf_nan": "constants"}
 
+_NUMBERS: Final = itertools.count(1)
 SCALARS: Final[frozenset[type]] = frozenset({str, int, float, bool, NoneType})
 
 
@@ -71,8 +73,10 @@ def adapter_of(annotation: Any) -> Any:
     from pydantic import TypeAdapter
 
     try:
-        # The alias is only there to carry the configuration, which pydantic takes for no bare dataclass or model.
-        payload: Any = cast("Any", TypeAliasType)("Payload", annotation)
+        # The alias is only there to carry the configuration, which pydantic takes for no bare dataclass or model. Its
+        # name is used once: pydantic knows an alias by name and address, and takes a new one at the address of an old
+        # one for the same.
+        payload: Any = cast("Any", TypeAliasType)(f"Payload{next(_NUMBERS)}", annotation)
         adapter = cast("Any", TypeAdapter)(payload, config=PYDANTIC_CONFIG)
         _ = adapter.serializer.to_json, adapter.validator.validate_json  # raises if a name in it isn't defined yet
         return adapter

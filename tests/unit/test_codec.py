@@ -794,3 +794,10 @@ def test_importing_the_codec_does_not_import_pydantic() -> None:
     program = "import sys, perdure.codec, perdure.parameters; print('pydantic' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "False"
+
+
+def test_a_recursive_model_can_be_read_however_often_its_shape_is_made() -> None:
+    value = Node(name="root", children=[Node(name="leaf")])
+    for _ in range(300):
+        text, _ = settle(Node, value)
+        assert Shape(Node).load(text) == value
