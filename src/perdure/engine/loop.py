@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from abc import ABC, abstractmethod
 
 import psycopg
 
@@ -12,7 +13,7 @@ from perdure.errors import ConfigurationError
 from perdure.store.database import Interrupted, backoff
 
 
-class Loop:
+class Loop(ABC):
     """Calls `tick` every `interval` seconds, or earlier after `wake()`; subclasses write `tick`.
 
     `tick` returns in how many seconds it wants to be called again, or None for the interval. While the database is away
@@ -26,9 +27,9 @@ class Loop:
         self._jitter = jitter
         self._woken = asyncio.Event()
 
+    @abstractmethod
     async def tick(self) -> float | None:
         """Do the work once."""
-        raise NotImplementedError
 
     def wake(self) -> None:
         """Tick soon."""

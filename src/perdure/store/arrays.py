@@ -10,6 +10,7 @@ psycopg's own arrays cost 4 to 20 times as much, because they look at each value
 from __future__ import annotations
 
 import struct
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any, ClassVar
@@ -33,9 +34,9 @@ class Array(tuple[Any, ...]):
     element_oid: ClassVar[int]
     array_oid: ClassVar[int]
 
+    @abstractmethod
     def encode(self) -> Iterable[bytes]:
         """Each value, with its length before it."""
-        raise NotImplementedError
 
 
 class Uuids(Array):
