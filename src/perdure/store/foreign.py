@@ -20,6 +20,8 @@ from perdure.store.statements import Statements
 
 T = TypeVar("T")
 
+# SQLAlchemy begins a transaction at the first statement that it sees; what it doesn't know of, it doesn't commit.
+_BEGIN = "SELECT 1"
 _PSYCOPG = (psycopg.Connection, AsyncConnection)
 
 
@@ -80,8 +82,9 @@ async def _unwrap_async(connection: Any) -> Any:
     """The driver's connection inside what SQLAlchemy's asyncio gives; else as `_unwrap`."""
     module = type(connection).__module__
     if module.startswith("sqlalchemy.ext.asyncio"):
-        if hasattr(connection, "get_bind") and hasattr(connection, "connection"):
+        if hasattr(connection, "get_bind"):  # a session
             connection = await connection.connection()
+        await connection.exec_driver_sql(_BEGIN)
         raw = await connection.get_raw_connection()
         return _unwrap(raw.driver_connection)
     return _unwrap(connection)
@@ -93,9 +96,10 @@ def _unwrap(connection: Any) -> Any:
     if isinstance(connection, _PSYCOPG) or module.startswith("asyncpg"):
         return cast("Any", connection)
     if module.startswith("sqlalchemy."):
-        held: Any = connection.connection() if callable(connection.connection) else connection.connection
-        held = getattr(held, "connection", held) if module.startswith("sqlalchemy.orm") else held
-        return _unwrap(held.driver_connection)
+        if module.startswith("sqlalchemy.orm"):  # a session
+            connection = connection.connection()
+        connection.exec_driver_sql(_BEGIN)
+        return _unwrap(connection.connection.driver_connection)
     if module.startswith("django."):
         connection.ensure_connection()
         return _unwrap(connection.connection)
