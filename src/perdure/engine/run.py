@@ -127,6 +127,7 @@ class Run:
         task = self.host.loop.create_task(self._main(), context=context)
         scope.bind(task)
         task.add_done_callback(self._main_ended)
+        task.add_done_callback(lambda _: scope.close())
 
     async def _main(self) -> None:
         try:

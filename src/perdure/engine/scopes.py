@@ -88,6 +88,13 @@ class Scope:
         self._counts[name] = count
         return self.path + (name if count == 1 else f"{name}#{count}")
 
+    def close(self) -> None:
+        """The workflow's code has ended: let go of the tasks below, which refer to this one."""
+        children, self._children = self._children, []
+        for child in children:
+            child.settle(child._path or "")  # one that outlives its workflow may still ask, and is told RunEnded
+            child.close()
+
     @property
     def path(self) -> str:
         """The path of tasks, with a slash at its end; empty for the workflow's own code."""
