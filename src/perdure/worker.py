@@ -24,6 +24,7 @@ from perdure.engine import scopes
 from perdure.engine.claimer import Claimer
 from perdure.engine.executor import Executor
 from perdure.engine.leases import Body, Lease, Registration
+from perdure.engine.loop import Turns
 from perdure.engine.recovery import Recovery
 from perdure.engine.threads import Threads
 from perdure.engine.timers import Timers
@@ -124,6 +125,7 @@ class Worker:
             on_result=self._result,
             on_release=lambda release: self._claimer.release(release),
         )
+        turns = Turns()
         self._claimer = Claimer(
             database,
             self._lease,
@@ -131,14 +133,15 @@ class Worker:
             self._writer,
             queues=options.queues,
             names=registration.names,
+            turns=turns,
             hears=lambda: session.listener.hears,
             on_released=self._pending_again,
         )
         lease_seconds = options.lease.total_seconds()
         self._recovery = Recovery(
-            database, self._lease, interval=min(1.0, lease_seconds / 4), on_recovered=self._pending_again
+            database, self._lease, interval=min(1.0, lease_seconds / 4), turns=turns, on_recovered=self._pending_again
         )
-        self._timers = Timers(database, registration.names, on_woken=self._pending_again)
+        self._timers = Timers(database, registration.names, turns=turns, on_woken=self._pending_again)
 
     # --- life ------------------------------------------------------------------------------------------------------
 

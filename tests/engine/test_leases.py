@@ -15,6 +15,7 @@ import pytest
 from perdure import App, step, telemetry
 from perdure.config import Settings
 from perdure.engine.leases import Body, Lease, Registration
+from perdure.engine.loop import Turns
 from perdure.engine.recovery import Recovery
 from perdure.store.arrays import Texts
 from perdure.store.statements import SHARD
@@ -182,7 +183,7 @@ async def test_a_worker_that_lost_its_lease_ends_its_runs_and_goes_on_under_a_ne
 
 def recovery_of(database: FaultyDatabase, me: UUID) -> Recovery:
     lease: Any = SimpleNamespace(is_valid=True, worker_id=me)
-    return Recovery(database, lease, interval=1.0, on_recovered=lambda queues: None)
+    return Recovery(database, lease, interval=1.0, turns=Turns(), on_recovered=lambda queues: None)
 
 
 @pytest.fixture
@@ -321,7 +322,7 @@ async def test_a_worker_without_a_valid_lease_recovers_nobody(database: FaultyDa
     await start(database, worker_id=dead)
     await database.attempt("end_worker", SHARD, dead, "dead")
     lease: Any = SimpleNamespace(is_valid=False, worker_id=me)
-    await Recovery(database, lease, interval=1.0, on_recovered=lambda queues: None).tick()
+    await Recovery(database, lease, interval=1.0, turns=Turns(), on_recovered=lambda queues: None).tick()
     assert sql("SELECT worker_id FROM queue_entries") == [(dead,)]
 
 

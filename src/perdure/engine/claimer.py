@@ -27,7 +27,7 @@ from uuid import UUID
 from perdure import telemetry
 from perdure.engine.executor import Executor, Release
 from perdure.engine.leases import Lease
-from perdure.engine.loop import Loop
+from perdure.engine.loop import Loop, Turns
 from perdure.engine.writer import Writer
 from perdure.model.records import Claim, Recorded
 from perdure.store.arrays import BigInts, Texts, Uuids
@@ -39,6 +39,7 @@ _DEAF_POLL_SECONDS = 0.1
 _MOST_AT_ONCE = 500
 _BATCHING_SECONDS = 0.004
 _PARK_FROM = 1000
+_NOT_MY_TURN_SECONDS = 0.01
 
 
 class Claimer(Loop):
@@ -55,10 +56,11 @@ class Claimer(Loop):
         *,
         queues: Sequence[str] | None,
         names: Sequence[str],
+        turns: Turns,
         hears: Callable[[], bool],
         on_released: Callable[[set[str]], None],
     ) -> None:
-        super().__init__(_POLL_SECONDS)
+        super().__init__(_POLL_SECONDS, turns=turns)
         self._database = database
         self._lease = lease
         self._executor = executor
@@ -153,7 +155,13 @@ class Claimer(Loop):
             self._settled.set()
         if self._stopping or not self._lease.is_valid:
             return None
-        await self._claim_round()
+        if self._hot or self._hinted:
+            await self._claim_round()
+        elif self.turns.is_taken:
+            return _NOT_MY_TURN_SECONDS  # in which a hint is heard
+        else:
+            async with self.turns.turn():
+                await self._claim_round()
         if self._hot and self._executor.free > 0:
             return 0.0
         return (_POLL_SECONDS if self._hears() else _DEAF_POLL_SECONDS) if not self._hot else None

@@ -5,12 +5,46 @@ from __future__ import annotations
 import asyncio
 import random
 from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 
 import psycopg
 
 from perdure import telemetry
 from perdure.errors import ConfigurationError
 from perdure.store.database import Interrupted, backoff
+
+_PATIENT_SECONDS = 1.0
+
+
+class Turns:
+    """What looks now and then takes turns, so that a worker at rest needs one connection for all of it.
+
+    A turn that takes long (a statement without an answer) holds up nobody: after a second the next goes beside it.
+    """
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether somebody looks at this moment."""
+        return self._lock.locked()
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncGenerator[None]:
+        """One's own turn, in the block."""
+        mine = False
+        try:
+            async with asyncio.timeout(_PATIENT_SECONDS):
+                mine = await self._lock.acquire()
+        except TimeoutError:
+            pass
+        try:
+            yield
+        finally:
+            if mine:
+                self._lock.release()
 
 
 class Loop(ABC):
@@ -22,8 +56,9 @@ class Loop(ABC):
 
     name = "loop"
 
-    def __init__(self, interval: float, *, jitter: float = 0.1) -> None:
+    def __init__(self, interval: float, *, turns: Turns, jitter: float = 0.1) -> None:
         self.interval = interval
+        self.turns = turns
         self._jitter = jitter
         self._woken = asyncio.Event()
 

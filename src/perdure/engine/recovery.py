@@ -19,7 +19,7 @@ from uuid import UUID
 
 from perdure import telemetry
 from perdure.engine.leases import Lease
-from perdure.engine.loop import Loop
+from perdure.engine.loop import Loop, Turns
 from perdure.store.database import Database
 from perdure.store.statements import SHARD
 
@@ -34,17 +34,27 @@ class Recovery(Loop):
     name = "recovery"
 
     def __init__(
-        self, database: Database, lease: Lease, *, interval: float, on_recovered: Callable[[set[str]], None]
+        self,
+        database: Database,
+        lease: Lease,
+        *,
+        interval: float,
+        turns: Turns,
+        on_recovered: Callable[[set[str]], None],
     ) -> None:
-        super().__init__(interval)
+        super().__init__(interval, turns=turns)
         self._database = database
         self._lease = lease
         self._on_recovered = on_recovered
         self._ticks = 0
 
     async def tick(self) -> float | None:
-        if not self._lease.is_valid:
-            return None
+        if self._lease.is_valid:
+            async with self.turns.turn():
+                await self._look()
+        return None
+
+    async def _look(self) -> None:
         for dead in await self._database.attempt("bury", SHARD, self._lease.worker_id):
             telemetry.emit(telemetry.WorkerBuried(worker_id=dead.id, host=dead.host, pid=dead.pid))
         for orphan in await self._database.attempt("orphans", SHARD):
@@ -52,7 +62,6 @@ class Recovery(Loop):
         if self._ticks % _FORGET_EVERY == 0:
             await self._database.attempt("forget_workers", SHARD, _FORGET_SECONDS)
         self._ticks += 1
-        return None
 
     async def _recover(self, dead: UUID) -> None:
         """Make everything that a dead worker held pending again."""

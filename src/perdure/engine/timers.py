@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from perdure.engine.loop import Loop
+from perdure.engine.loop import Loop, Turns
 from perdure.store.arrays import Texts
 from perdure.store.database import Database
 from perdure.store.statements import SHARD
@@ -18,14 +18,20 @@ class Timers(Loop):
 
     name = "timers"
 
-    def __init__(self, database: Database, names: tuple[str, ...], *, on_woken: Callable[[set[str]], None]) -> None:
-        super().__init__(_LOOK_SECONDS)
+    def __init__(
+        self, database: Database, names: tuple[str, ...], *, turns: Turns, on_woken: Callable[[set[str]], None]
+    ) -> None:
+        super().__init__(_LOOK_SECONDS, turns=turns)
         self._database = database
         self._names = Texts(names)
         self._on_woken = on_woken
         self._ticks = 0
 
     async def tick(self) -> float | None:
+        async with self.turns.turn():
+            return await self._look()
+
+    async def _look(self) -> float | None:
         woken: set[str] = set()
         while rows := await self._database.attempt("wake_due", SHARD, _BATCH):
             woken.update(row.queue for row in rows)

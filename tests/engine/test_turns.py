@@ -1,0 +1,62 @@
+"""A worker at rest looks at one thing at a time, and so holds one connection for all that it looks at."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+
+from perdure import App, Client, Invocation, step
+from perdure.engine.loop import Turns
+
+from .support import FaultyDatabase
+
+LONG = timedelta(seconds=60)
+SOON = timedelta(seconds=20)
+
+
+async def _turns_of_the_loop() -> None:
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
+async def test_what_looks_now_and_then_takes_turns(app: App, faulty: FaultyDatabase) -> None:
+    async with app.worker(lease=LONG) as worker:
+        held = faulty.hold_answer("wake_due")
+        async with asyncio.timeout(20):
+            await held.happened.wait()
+        faulty.sent.clear()
+        for part in (worker._claimer, worker._recovery):
+            part.wake()
+        await _turns_of_the_loop()
+        sent = list(faulty.sent)
+        held.leave.set()
+    assert sent == []
+
+
+async def test_a_hint_does_not_wait_for_a_turn(app: App, client: Client, faulty: FaultyDatabase) -> None:
+    @step
+    async def work() -> str:
+        return "done"
+
+    @app.workflow
+    async def flow() -> str:
+        return await work()
+
+    async with app.worker(lease=LONG):
+        await app.run(flow())  # the queue is known, and the worker hears
+        held = faulty.hold_answer("wake_due")
+        async with asyncio.timeout(20):
+            await held.happened.wait()
+        handle = await client.start(Invocation("flow"))
+        assert await handle.result(timeout=SOON) == "done"
+        assert not held.leave.is_set()
+        held.leave.set()
+
+
+async def test_a_turn_without_end_holds_up_nobody() -> None:
+    turns = Turns()
+    async with turns.turn():
+        async with asyncio.timeout(20), turns.turn():
+            assert turns.is_taken
+        assert turns.is_taken
+    assert not turns.is_taken
