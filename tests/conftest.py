@@ -18,7 +18,7 @@ from perdure.telemetry import Event
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """A server for this test process; tests that stop it make their own (`embedded.temporary`)."""
-    with embedded.temporary() as cluster:
+    with embedded.temporary({"track_activity_query_size": "16384"}) as cluster:  # the tests look for what waits
         yield cluster
 
 

@@ -2,7 +2,7 @@
 
 from perdure.app import App
 from perdure.authoring.context import current
-from perdure.authoring.primitives import now, random, run_step, uuid4
+from perdure.authoring.primitives import now, patched, random, run_step, sleep, sleep_until, timeout, uuid4
 from perdure.authoring.steps import Step, step
 from perdure.authoring.workflows import Invocation, Workflow, workflow
 from perdure.client import Client
@@ -10,6 +10,7 @@ from perdure.codec import Codec
 from perdure.errors import (
     ConfigurationError,
     DatabaseUnavailable,
+    DeadlineExceeded,
     DuplicateName,
     InvalidArguments,
     KeyConflict,
@@ -27,6 +28,7 @@ from perdure.errors import (
     WorkflowFailed,
     WorkflowNotFound,
     WrongPlace,
+    WrongState,
 )
 from perdure.handle import Handle
 from perdure.model.records import StepInfo, WorkflowInfo
@@ -42,6 +44,7 @@ __all__ = [
     "Codec",
     "ConfigurationError",
     "DatabaseUnavailable",
+    "DeadlineExceeded",
     "DuplicateName",
     "Handle",
     "InvalidArguments",
@@ -69,11 +72,16 @@ __all__ = [
     "WorkflowInfo",
     "WorkflowNotFound",
     "WrongPlace",
+    "WrongState",
     "current",
     "now",
+    "patched",
     "random",
     "run_step",
+    "sleep",
+    "sleep_until",
     "step",
+    "timeout",
     "uuid4",
     "workflow",
 ]

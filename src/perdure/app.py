@@ -11,14 +11,16 @@ from typing import Any, Concatenate, ParamSpec, Protocol, overload
 from typing_extensions import TypeVar
 
 from perdure.annotations import ANY
-from perdure.authoring.steps import Step, Transaction
+from perdure.authoring.steps import OnExhausted, Step, Transaction
 from perdure.authoring.workflows import Workflow, WorkflowDecorator
 from perdure.blocking import BlockingApp
 from perdure.client import Client
 from perdure.codec import Codec, shape
+from perdure.engine.maintenance import KEEP
 from perdure.failures import Catalogue
 from perdure.model.keys import check_name
 from perdure.model.retry import Retry
+from perdure.model.unset import UNSET, Unset
 from perdure.registry import Registry
 from perdure.worker import Program, Worker, WorkerOptions
 
@@ -54,6 +56,7 @@ class App(Client):
         schema: The schema that holds perdure's tables; two apps in one database don't meet if theirs differ.
         codec: Stands between payloads and the database: compression, encryption.
         version: The version of this code; by default a hash of it.
+        retention: How long workflows are kept after their end, unless they say otherwise; None: for ever.
     """
 
     def __init__(
@@ -67,8 +70,12 @@ class App(Client):
         schema: str = "perdure",
         codec: Codec | None = None,
         version: str | None = None,
+        retention: timedelta | None = KEEP,
     ) -> None:
         super().__init__(database_url, schema=schema)
+        if retention is not None and retention < timedelta(0):
+            raise ValueError(f"retention={retention} is in the past; use 0 or more, or None")
+        self._retention = retention
         self.name = check_name("app", name)
         self._registry = Registry(include, errors)
         self._codec = codec
@@ -79,7 +86,17 @@ class App(Client):
     @overload
     def workflow(self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> Workflow[P, R]: ...
     @overload
-    def workflow(self, /, *, name: str = ..., queue: str = "default", version: str = ...) -> WorkflowDecorator: ...
+    def workflow(
+        self,
+        /,
+        *,
+        name: str = ...,
+        queue: str = "default",
+        timeout: timedelta | None = None,
+        retry: Retry | None = None,
+        retention: timedelta | None = ...,
+        version: str = ...,
+    ) -> WorkflowDecorator: ...
     def workflow(self, fn: Any = None, /, **options: Any) -> Any:
         """Declare a workflow of this app; the options are those of `perdure.workflow`.
 
@@ -107,6 +124,8 @@ class App(Client):
         retry: Retry | None = None,
         queue: str = "default",
         timeout: timedelta | None = None,
+        on_exhausted: OnExhausted = "fail",
+        retention: timedelta | None = ...,
     ) -> JobDecorator: ...
     def job(
         self,
@@ -117,6 +136,8 @@ class App(Client):
         retry: Retry | None = None,
         queue: str = "default",
         timeout: timedelta | None = None,
+        on_exhausted: OnExhausted = "fail",
+        retention: timedelta | Unset | None = UNSET,
     ) -> Any:
         """Declare a workflow whose body is one step, `def` or `async def`.
 
@@ -125,16 +146,18 @@ class App(Client):
             retry: When it is tried again; None: one attempt.
             queue: Where it waits unless a start says otherwise.
             timeout: How long one attempt may take.
+            on_exhausted: "park": after its last attempt it waits for an operator, who resumes it.
+            retention: How long it is kept after its end; None: for ever. By default what the app says.
         """
 
         def declare(fn: Callable[..., Any]) -> Workflow[..., Any]:
-            step: Step[..., Any] = Step(fn, name=name, retry=retry, timeout=timeout)
+            step: Step[..., Any] = Step(fn, name=name, retry=retry, timeout=timeout, on_exhausted=on_exhausted)
 
             @functools.wraps(fn)
             async def body(*args: Any, **kwargs: Any) -> Any:
                 return await step(*args, **kwargs)
 
-            declared: Workflow[..., Any] = Workflow(body, name=name, queue=queue)
+            declared: Workflow[..., Any] = Workflow(body, name=name, queue=queue, retention=retention)
             self._registry.add(declared)
             return declared
 
@@ -146,6 +169,7 @@ class App(Client):
         using: Callable[[], AbstractAsyncContextManager[C]],
         isolation: str | None = None,
         retry: Retry | None = None,
+        on_exhausted: OnExhausted = "fail",
         name: str | None = None,
     ) -> TransactionDecorator[C]:
         """Declare a step whose writes and checkpoint commit together, so that it takes effect exactly once.
@@ -155,12 +179,17 @@ class App(Client):
                 function's first argument; callers don't pass it. perdure begins and commits the transaction.
             isolation: "read committed", "repeatable read" or "serializable"; None: the connection's default.
             retry: When it is tried again after an error; conflicts between transactions are repeated anyway.
+            on_exhausted: "park": after its last attempt it waits for an operator, who resumes it.
             name: What its checkpoints are called; by default the function's name.
         """
 
         def declare(fn: Callable[..., Any]) -> Any:
             step: Step[..., Any] = Step(
-                fn, name=name, retry=retry, transaction=Transaction(using=using, isolation=isolation)
+                fn,
+                name=name,
+                retry=retry,
+                on_exhausted=on_exhausted,
+                transaction=Transaction(using=using, isolation=isolation),
             )
             return step
 
@@ -175,6 +204,7 @@ class App(Client):
         concurrency: int = 100,
         lease: timedelta = timedelta(seconds=10),
         grace: timedelta = timedelta(seconds=20),
+        only_version: bool = False,
     ) -> AbstractAsyncContextManager[Worker]:
         """A worker in this process: `async with app.worker(): ...`. When the block ends, it hands over what is left.
 
@@ -183,9 +213,14 @@ class App(Client):
             concurrency: How many workflows run at the same time, at most.
             lease: How long it may go unheard before others take over.
             grace: How long steps may go on when it stops.
+            only_version: Leave workflows that began under another version of the code to workers of that version.
         """
         options = WorkerOptions(
-            queues=None if queues is None else tuple(queues), concurrency=concurrency, lease=lease, grace=grace
+            queues=None if queues is None else tuple(queues),
+            concurrency=concurrency,
+            lease=lease,
+            grace=grace,
+            only_version=only_version,
         )
         return self._worker(options)
 
@@ -205,6 +240,10 @@ class App(Client):
             workflows=self._registry.workflows,
             catalogue=self.catalogue,
             codec=self.codec,
+            retention={
+                name: self._retention if isinstance(workflow.retention, Unset) else workflow.retention
+                for name, workflow in self._registry.workflows.items()
+            },
         )
 
     @functools.cached_property

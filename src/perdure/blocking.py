@@ -104,6 +104,18 @@ class BlockingHandle(Generic[R_co]):
     def steps(self) -> Sequence[StepInfo]:
         return _PORTAL.run(self._handle.steps(), "handle.steps()")
 
+    def cancel(self, *, reason: str | None = None) -> None:
+        _PORTAL.run(self._handle.cancel(reason=reason), "handle.cancel()")
+
+    def terminate(self, *, reason: str | None = None) -> None:
+        _PORTAL.run(self._handle.terminate(reason=reason), "handle.terminate()")
+
+    def resume(self) -> None:
+        _PORTAL.run(self._handle.resume(), "handle.resume()")
+
+    def delete(self) -> None:
+        _PORTAL.run(self._handle.delete(), "handle.delete()")
+
     def __repr__(self) -> str:
         return repr(self._handle)
 
@@ -126,6 +138,7 @@ class BlockingApp:
         partition: str | None = None,
         delay: timedelta | None = None,
         start_at: datetime | None = None,
+        timeout: timedelta | None = None,
         attributes: Json | None = None,
         connection: Any = None,
     ) -> BlockingHandle[R]:
@@ -134,7 +147,7 @@ class BlockingApp:
             _PORTAL.run(self._prepare(), "app.start()")
             new = self._client._new(
                 invocation, key=key, on_conflict=on_conflict, queue=queue, priority=priority, partition=partition,
-                delay=delay, start_at=start_at, attributes=attributes,
+                delay=delay, start_at=start_at, timeout=timeout, attributes=attributes,
             )  # fmt: skip
             program = self._client._program([new])
             (started,) = foreign.run_blocking(connection, program, statements(self._client.settings.schema))
@@ -142,7 +155,7 @@ class BlockingApp:
             return BlockingHandle(self._client._started(invocation, new, started))
         starting = self._client.start(
             invocation, key=key, on_conflict=on_conflict, queue=queue, priority=priority, partition=partition,
-            delay=delay, start_at=start_at, attributes=attributes,
+            delay=delay, start_at=start_at, timeout=timeout, attributes=attributes,
         )  # fmt: skip
         return BlockingHandle(_PORTAL.run(starting, "app.start()"))
 
@@ -164,9 +177,12 @@ class BlockingApp:
         queue: str | None = None,
         priority: int = 0,
         partition: str | None = None,
+        timeout: timedelta | None = None,
     ) -> R:
         taken(invocation)
-        running = self._client.run(invocation, key=key, queue=queue, priority=priority, partition=partition)
+        running = self._client.run(
+            invocation, key=key, queue=queue, priority=priority, partition=partition, timeout=timeout
+        )
         return _PORTAL.run(running, "app.run()")
 
     def handle(self, id: UUID, /, type: TypeForm[T] = ANY) -> BlockingHandle[T]:
@@ -202,6 +218,89 @@ class BlockingApp:
 
         while (found := _PORTAL.run(following(), "app.workflows()")) is not None:
             yield found
+
+    def cancel_many(
+        self,
+        *,
+        reason: str | None = None,
+        status: Status | None = None,
+        name: str | None = None,
+        queue: str | None = None,
+        key_prefix: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        attributes: Json | None = None,
+        dry_run: bool = False,
+    ) -> list[UUID]:
+        doing = self._client.cancel_many(
+            reason=reason, status=status, name=name, queue=queue, key_prefix=key_prefix, since=since, until=until,
+            attributes=attributes, dry_run=dry_run,
+        )  # fmt: skip
+        return _PORTAL.run(doing, "app.cancel_many()")
+
+    def terminate_many(
+        self,
+        *,
+        reason: str | None = None,
+        status: Status | None = None,
+        name: str | None = None,
+        queue: str | None = None,
+        key_prefix: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        attributes: Json | None = None,
+        dry_run: bool = False,
+    ) -> list[UUID]:
+        doing = self._client.terminate_many(
+            reason=reason, status=status, name=name, queue=queue, key_prefix=key_prefix, since=since, until=until,
+            attributes=attributes, dry_run=dry_run,
+        )  # fmt: skip
+        return _PORTAL.run(doing, "app.terminate_many()")
+
+    def resume_many(
+        self,
+        *,
+        status: Status = Status.ERROR,
+        name: str | None = None,
+        queue: str | None = None,
+        key_prefix: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        attributes: Json | None = None,
+        dry_run: bool = False,
+    ) -> list[UUID]:
+        doing = self._client.resume_many(
+            status=status, name=name, queue=queue, key_prefix=key_prefix, since=since, until=until,
+            attributes=attributes, dry_run=dry_run,
+        )  # fmt: skip
+        return _PORTAL.run(doing, "app.resume_many()")
+
+    def delete_many(
+        self,
+        *,
+        status: Status | None = None,
+        name: str | None = None,
+        queue: str | None = None,
+        key_prefix: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        attributes: Json | None = None,
+        dry_run: bool = False,
+    ) -> list[UUID]:
+        doing = self._client.delete_many(
+            status=status, name=name, queue=queue, key_prefix=key_prefix, since=since, until=until,
+            attributes=attributes, dry_run=dry_run,
+        )  # fmt: skip
+        return _PORTAL.run(doing, "app.delete_many()")
+
+    def prune(self, *, keep: timedelta | None = None, dry_run: bool = False) -> int:
+        return _PORTAL.run(self._client.prune(keep=keep, dry_run=dry_run), "app.prune()")
+
+    def export(self, id: UUID, /) -> Json:
+        return _PORTAL.run(self._client.export(id), "app.export()")
+
+    def import_(self, exported: Json, /) -> BlockingHandle[Any]:
+        return BlockingHandle(_PORTAL.run(self._client.import_(exported), "app.import_()"))
 
     def close(self) -> None:
         _PORTAL.run(self._client.close(), "app.close()")

@@ -7,19 +7,20 @@ import json
 import os
 import weakref
 from collections.abc import AsyncIterator, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Self, overload
 from uuid import UUID
 
 from typing_extensions import TypeForm, TypeVar
 
-from perdure import telemetry
+from perdure import management, telemetry, transfer
 from perdure.annotations import ANY
 from perdure.authoring.context import CURRENT
 from perdure.authoring.workflows import Invocation, Workflow
 from perdure.codec import Codec, shape
 from perdure.config import Settings
+from perdure.engine.maintenance import FIRST, prune_chunk
 from perdure.failures import Catalogue
 from perdure.handle import Handle
 from perdure.model.ids import new_id
@@ -36,6 +37,8 @@ R = TypeVar("R")
 T = TypeVar("T", default=Any)
 
 _PAGE = 200
+_UNFINISHED = (Status.PENDING, Status.RUNNING, Status.WAITING)
+_FINAL = (Status.SUCCESS, Status.ERROR, Status.CANCELLED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +92,7 @@ class Client:
         partition: str | None = None,
         delay: timedelta | None = None,
         start_at: datetime | None = None,
+        timeout: timedelta | None = None,
         attributes: Json | None = None,
         connection: Any = None,
     ) -> Handle[R]:
@@ -103,6 +107,8 @@ class Client:
             partition: The tenant or group that it counts for.
             delay: Not before this long from now.
             start_at: Not before this instant.
+            timeout: How long it may take, from when it may start; then its code is cancelled, and it ends in error
+                (`DeadlineExceeded`). None: what the workflow says.
             attributes: A JSON object to find it by.
             connection: A caller's own connection: the start commits or rolls back with its transaction.
 
@@ -121,6 +127,7 @@ class Client:
             partition=partition,
             delay=delay,
             start_at=start_at,
+            timeout=timeout,
             attributes=attributes,
         )
         if connection is not None:
@@ -189,9 +196,15 @@ class Client:
         queue: str | None = None,
         priority: int = 0,
         partition: str | None = None,
+        timeout: timedelta | None = None,
     ) -> R:
-        """Start a workflow and wait for its result; raises what `start` and `Handle.result` raise."""
-        handle = await self.start(invocation, key=key, queue=queue, priority=priority, partition=partition)
+        """Start a workflow and wait for its result; raises what `start` and `Handle.result` raise.
+
+        `timeout` is the workflow's own, as in `start`: then it is cancelled, and `DeadlineExceeded` is raised.
+        """
+        handle = await self.start(
+            invocation, key=key, queue=queue, priority=priority, partition=partition, timeout=timeout
+        )
         return await handle.result()
 
     # --- looking ---------------------------------------------------------------------------------------------------
@@ -236,14 +249,9 @@ class Client:
             attributes: Only those whose attributes contain these.
             limit: At most so many.
         """
-        wanted = Filter(
+        wanted = replace(
+            self._filter(name, queue, key_prefix, since, until, attributes),
             status=None if status is None else Status(status),
-            name=name,
-            queue=queue,
-            key_prefix=key_prefix,
-            since=aware("since", since),
-            until=aware("until", until),
-            attributes=None if attributes is None else attributes_text(attributes, self.settings.max_payload),
         )
         left = limit
         before: UUID | None = None
@@ -262,6 +270,24 @@ class Client:
                 return
             left = None if left is None else left - len(ids)
 
+    def _filter(
+        self,
+        name: str | None,
+        queue: str | None,
+        key_prefix: str | None,
+        since: datetime | None,
+        until: datetime | None,
+        attributes: Json | None,
+    ) -> Filter:
+        return Filter(
+            name=name,
+            queue=queue,
+            key_prefix=key_prefix,
+            since=aware("since", since),
+            until=aware("until", until),
+            attributes=None if attributes is None else attributes_text(attributes, self.settings.max_payload),
+        )
+
     async def _page(self, wanted: Filter, before: UUID | None, size: int) -> list[UUID]:
         if wanted.status in (Status.PENDING, Status.RUNNING, Status.WAITING):
             statement = "page_active"
@@ -272,6 +298,144 @@ class Client:
             wanted.attributes, None if wanted.status is None else wanted.status.value, size,
         )  # fmt: skip
         return [row.id for row in rows]
+
+    # --- managing --------------------------------------------------------------------------------------------------
+
+    async def cancel_many(
+        self,
+        *,
+        reason: str | None = None,
+        status: Status | None = None,
+        name: str | None = None,
+        queue: str | None = None,
+        key_prefix: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        attributes: Json | None = None,
+        dry_run: bool = False,
+    ) -> list[UUID]:
+        """Cancel all workflows that a filter lets through and that haven't ended; returns their ids.
+
+        Args:
+            reason: Why; it stands in their error.
+            status: Only those that stand there; None: pending, running and waiting ones.
+            name: As in `workflows`, and so the other filters.
+            queue: As in `workflows`.
+            key_prefix: As in `workflows`.
+            since: As in `workflows`.
+            until: As in `workflows`.
+            attributes: As in `workflows`.
+            dry_run: Only say which ones.
+        """
+        wanted = self._filter(name, queue, key_prefix, since, until, attributes)
+        verb = management.cancel(self.session(), reason)
+        return await self._apply(verb, wanted, _UNFINISHED if status is None else (status,), dry_run=dry_run)
+
+    async def terminate_many(
+        self,
+        *,
+        reason: str | None = None,
+        status: Status | None = None,
+        name: str | None = None,
+        queue: str | None = None,
+        key_prefix: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        attributes: Json | None = None,
+        dry_run: bool = False,
+    ) -> list[UUID]:
+        """Terminate all workflows that a filter lets through and that haven't ended; as `cancel_many` otherwise."""
+        wanted = self._filter(name, queue, key_prefix, since, until, attributes)
+        verb = management.terminate(self.session(), reason)
+        return await self._apply(verb, wanted, _UNFINISHED if status is None else (status,), dry_run=dry_run)
+
+    async def resume_many(
+        self,
+        *,
+        status: Status = Status.ERROR,
+        name: str | None = None,
+        queue: str | None = None,
+        key_prefix: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        attributes: Json | None = None,
+        dry_run: bool = False,
+    ) -> list[UUID]:
+        """Resume all workflows that a filter lets through; by default those that failed. As `cancel_many` otherwise.
+
+        `status=Status.WAITING` are those with parked steps.
+        """
+        wanted = self._filter(name, queue, key_prefix, since, until, attributes)
+        return await self._apply(management.resume(self.session()), wanted, (status,), dry_run=dry_run)
+
+    async def delete_many(
+        self,
+        *,
+        status: Status | None = None,
+        name: str | None = None,
+        queue: str | None = None,
+        key_prefix: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        attributes: Json | None = None,
+        dry_run: bool = False,
+    ) -> list[UUID]:
+        """Delete all workflows that a filter lets through and that have ended; as `cancel_many` otherwise."""
+        wanted = self._filter(name, queue, key_prefix, since, until, attributes)
+        statuses = _FINAL if status is None else (status,)
+        return await self._apply(management.delete(self.session()), wanted, statuses, dry_run=dry_run)
+
+    async def prune(self, *, keep: timedelta | None = None, dry_run: bool = False) -> int:
+        """Delete what has been over for longer than it is kept, now; workers do the same by themselves, now and then.
+
+        Args:
+            keep: How long to keep what has ended, whatever apps and workflows say; None: what they say.
+            dry_run: Only count.
+
+        Returns:
+            How many workflows were (or would be) deleted.
+        """
+        if keep is not None and keep < timedelta(0):
+            raise ValueError(f"keep={keep} is in the past; use 0 or more")
+        database, deleted = self.session().database, 0
+        after: UUID | None = FIRST
+        while after is not None:
+            after, count = await prune_chunk(database, after, keep=keep, dry_run=dry_run)
+            deleted += count
+        return deleted
+
+    async def export(self, id: UUID, /) -> Json:
+        """A workflow with all that it recorded, as JSON: for a bug report, a test, another database.
+
+        Raises:
+            WorkflowNotFound: There is no such workflow.
+        """
+        return await transfer.exported(self.session().database, id)
+
+    async def import_(self, exported: Json, /) -> Handle[Any]:
+        """Bring in what `export` gave. What hadn't ended waits for an operator: `resume` lets it go on, here.
+
+        Raises:
+            SerializationError: It isn't what `export` gives.
+            KeyConflict: The workflow is there already, or its key is taken.
+        """
+        return self.handle(await transfer.imported(self.session().database, exported))
+
+    async def _apply(
+        self, verb: management.Verb, wanted: Filter, statuses: Iterable[Status], *, dry_run: bool
+    ) -> list[UUID]:
+        """Do it to all that the filter lets through; returns those to which it was (or would be) done."""
+        done: list[UUID] = []
+        for status in statuses:
+            before: UUID | None = None
+            while ids := await self._page(replace(wanted, status=Status(status)), before, _PAGE):
+                before = ids[-1]
+                if dry_run:
+                    done += ids
+                else:
+                    outcomes = await management.apply(self.session(), ids, verb)
+                    done += [id for id in ids if outcomes[id] is None]
+        return list(dict.fromkeys(done))
 
     # --- life ------------------------------------------------------------------------------------------------------
 

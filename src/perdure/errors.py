@@ -13,6 +13,8 @@
     ├── NotInWorkflow             a primitive called where no workflow runs it
     ├── WrongPlace                a verb called where it can't work (blocking in a running loop, ...)
     ├── ReplayMismatch            the code asks for other steps than the ones that were recorded
+    ├── WrongState                the workflow isn't where that verb could do something with it
+    ├── DeadlineExceeded          the workflow hadn't ended when its `timeout=` was over
     ├── RecoveryLimitExceeded     workers kept dying while they ran this workflow
     ├── ResultTimeout             the workflow hasn't ended yet; it goes on
     ├── StepTimeout               an attempt took longer than the step's `timeout=`
@@ -175,19 +177,65 @@ class ReplayMismatch(PerdureError, RuntimeError):
         key: Where in the workflow.
         recorded: What stands there.
         asked: What the code asked for.
+        position: The how-manieth outcome that is; 0: it isn't known.
+        recorded_version: The version of the code that recorded it.
+        version: The version of the code that asks.
     """
 
-    def __init__(self, key: str, recorded: str, asked: str) -> None:
-        super().__init__(key, recorded, asked)
+    def __init__(
+        self, key: str, recorded: str, asked: str, position: int = 0, recorded_version: str = "", version: str = ""
+    ) -> None:
+        super().__init__(key, recorded, asked, position, recorded_version, version)
         self.key = key
         self.recorded = recorded
         self.asked = asked
+        self.position = position
+        self.recorded_version = recorded_version
+        self.version = version
 
     def __str__(self) -> str:
+        where = f" (outcome {self.position})" if self.position else ""
+        by = f", by version {self.recorded_version}" if self.recorded_version else ""
+        now = f" (version {self.version})" if self.version else ""
         return (
-            f"replay of {self.key!r} found {self.recorded}, but the code asks for {self.asked}; "
-            "restore the old call, give the step another name=, or match='name' if its arguments may differ"
+            f"replay of {self.key!r}{where}: recorded was {self.recorded}{by}, but the code{now} asks for {self.asked}"
+            "; restore the old call, put the new one behind patched(), give the step another name=, or match='name' "
+            "if its arguments may differ; then 'perdure workflow resume'"
         )
+
+
+class WrongState(PerdureError, RuntimeError):
+    """The workflow isn't where that verb could do something with it.
+
+    Attributes:
+        workflow_id: The workflow.
+        status: Where it stands.
+        reason: Why that is in the way, and what to do.
+    """
+
+    def __init__(self, workflow_id: UUID, status: str, reason: str) -> None:
+        super().__init__(workflow_id, status, reason)
+        self.workflow_id = workflow_id
+        self.status = status
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"workflow {self.workflow_id} has status {self.status!r}: {self.reason}"
+
+
+class DeadlineExceeded(PerdureError, TimeoutError):
+    """The workflow hadn't ended when its `timeout=` was over.
+
+    Attributes:
+        deadline: When that was, in ISO format.
+    """
+
+    def __init__(self, deadline: str) -> None:
+        super().__init__(deadline)
+        self.deadline = deadline
+
+    def __str__(self) -> str:
+        return f"the workflow hadn't ended by its deadline, {self.deadline}; give it a longer timeout="
 
 
 class RecoveryLimitExceeded(PerdureError, RuntimeError):

@@ -3,9 +3,10 @@
 A record is a JSON object:
 
     {"type": "shop.errors.CardDeclined", "message": "...", "args": [...], "state": {...}, "traceback": "...",
-     "attempts": 3}
+     "attempts": 3, "steps": ["charge"]}
 
-`args` and `state` (the exception's `__dict__`) stand there only if they survive JSON exactly. A class is only ever
+`args` and `state` (the exception's `__dict__`) stand there only if they survive JSON exactly; `steps` are the keys of
+the steps that it came from, if any. A class is only ever
 found in a `Catalogue`, which the code fills; what a row says can choose among those, and bring nothing in. No exception
 is so strange, and no row so spoilt, that something here raises.
 """
@@ -35,6 +36,8 @@ _MOST_STATE: Final = 8 * _KIB
 _DEEPEST: Final = 32
 _MOST_CHILDREN: Final = 10
 _UNSTORABLE: Final = re.compile("[\x00\ud800-\udfff]")
+_STEP: Final = "__perdure_step__"
+_MOST_CAUSES: Final = 100
 _OWN_FRAMES: Final = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 
@@ -57,8 +60,42 @@ def record(error: BaseException, attempts: int = 1) -> str:
         "state": _exact(_state(error), _MOST_STATE),
         "traceback": _clipped(_traceback(error), _MOST_TRACEBACK, from_end=True),
         "attempts": attempts,
+        "steps": [key for key, _ in steps(error)] or None,
     }
     return json.dumps({name: value for name, value in kept.items() if value is not None}, ensure_ascii=False)
+
+
+def of_step(error: Exception, key: str, attempts: int) -> Exception:
+    """The error, marked as the failure of that step, which made so many attempts."""
+    try:
+        vars(error)[_STEP] = (key, attempts)
+    except Exception:  # a class of its author's own making
+        pass
+    return error
+
+
+def steps(error: BaseException) -> list[tuple[str, int]]:
+    """The steps whose failures led to this error, and how many attempts each made: itself, its causes, its group."""
+    found: dict[str, int] = {}
+    waiting: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while waiting:
+        one = waiting.pop()
+        if one is None or id(one) in seen or len(seen) > _MOST_CAUSES:
+            continue
+        seen.add(id(one))
+        try:
+            mark = vars(one).get(_STEP)
+            if isinstance(mark, tuple):
+                key, attempts = cast("tuple[str, int]", mark)
+                found[key] = attempts
+                continue  # what is behind it is the body's own affair
+            waiting += [one.__cause__, one.__context__]
+            if isinstance(one, BaseExceptionGroup):
+                waiting += cast("Any", one).exceptions
+        except Exception:  # a class of its author's own making
+            continue
+    return list(found.items())
 
 
 class Catalogue:

@@ -10,6 +10,7 @@ from uuid import UUID
 
 from typing_extensions import TypeVar
 
+from perdure import management
 from perdure.codec import Shape
 from perdure.errors import (
     ReplayMismatch,
@@ -118,11 +119,61 @@ class Handle(Generic[R_co]):
             raise WorkflowNotFound(self.id)
         return [info(StepInfo, row, self._owner.decoded) for row in rows]
 
+    async def cancel(self, *, reason: str | None = None) -> None:
+        """Ask the workflow to end: its code gets CancelledError at its await, and may clean up, in steps.
+
+        What never ran ends at once. Cancelling twice is the same as once.
+
+        Args:
+            reason: Why; it stands in the error that callers get.
+
+        Raises:
+            WorkflowNotFound: There is no such workflow.
+            WrongState: It has ended by itself.
+        """
+        await self._apply(management.cancel(self._owner.session(), reason))
+
+    async def terminate(self, *, reason: str | None = None) -> None:
+        """End the workflow at once: no more of its code runs, not even to clean up. Its worker can record nothing more.
+
+        Raises:
+            WorkflowNotFound: There is no such workflow.
+            WrongState: It has ended by itself.
+        """
+        await self._apply(management.terminate(self._owner.session(), reason))
+
+    async def resume(self) -> None:
+        """Let the workflow go on from its last checkpoint, after it failed, was cancelled, or has a parked step.
+
+        The result, the cancellation, and the failure that the result came from are set aside; everything else that was
+        recorded stays, and is replayed. Its deadline, if it had one, is no more.
+
+        Raises:
+            WorkflowNotFound: There is no such workflow.
+            WrongState: There is nothing to resume.
+        """
+        await self._apply(management.resume(self._owner.session()))
+
+    async def delete(self) -> None:
+        """Delete the workflow, which must have ended, with all that it recorded; its key is free again.
+
+        Raises:
+            WorkflowNotFound: There is no such workflow.
+            WrongState: It hasn't ended.
+        """
+        await self._apply(management.delete(self._owner.session()))
+
+    async def _apply(self, verb: management.Verb) -> None:
+        outcomes = await management.apply(self._owner.session(), [self.id], verb)
+        if (refusal := outcomes[self.id]) is not None:
+            raise refusal
+
     def _outcome(self, result: Result) -> R_co:
-        if result.status == "cancelled":
-            raise WorkflowCancelled(str(result.payload))
         if result.status != "success":
-            raise self._owner.catalogue.rebuild(result.payload, WorkflowFailed)
+            error = self._owner.catalogue.rebuild(result.payload, WorkflowFailed)
+            if result.status == "cancelled" and not isinstance(error, WorkflowCancelled):
+                error = WorkflowCancelled(str(result.payload))  # somebody else's row
+            raise error
         try:
             return cast("R_co", self._shape.load(self._owner.decoded(result.payload)))
         except (ValueError, SerializationError) as error:

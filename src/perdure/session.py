@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from typing import Protocol
 from uuid import UUID
 
@@ -25,6 +26,12 @@ class Resident(Local, Protocol):
     def results_wanted(self) -> None:
         """Somebody, somewhere, waits for results."""
 
+    def asked(self, id: UUID) -> None:
+        """Somebody has something for that workflow."""
+
+    def timer_set(self) -> None:
+        """Something will be due, perhaps earlier than anything else."""
+
 
 class Session:
     """Belongs to one event loop; made at the first verb, closed with the client."""
@@ -35,7 +42,7 @@ class Session:
         self.database = Database(settings, connect=connect)
         self.notifier = Notifier(self.database)
         self.listener = Listener(self.database, self._on_hint)
-        self.starter = Starter(self.database, settings, on_started=self._on_started)
+        self.starter = Starter(self.database, settings, on_started=self._on_started, on_timer=self.timer_set)
         self.results = Results(self.database, say_waiting=self._say_waiting, hears=lambda: self.listener.hears)
         self._listening: asyncio.Task[None] | None = None
         self._resident: Resident | None = None
@@ -75,6 +82,22 @@ class Session:
             await asyncio.wait({self._listening})
         await self.database.close()
 
+    def tell(self, *, queues: Iterable[str] = (), asked: Iterable[UUID] = (), ended: Iterable[UUID] = ()) -> None:
+        """Say, here and elsewhere, what has changed: hints, which may get lost."""
+        self._on_started(set(queues))
+        for id in asked:
+            if self._resident is not None:
+                self._resident.asked(id)
+            self.notifier.notify(f"workflow {id}")
+        for id in ended:
+            self.results.hint(id)
+            self.notifier.notify(f"result {id}")
+
+    def timer_set(self) -> None:
+        """Something will be due: the timers of a worker that lives here look again."""
+        if self._resident is not None:
+            self._resident.timer_set()
+
     def _on_started(self, queues: set[str]) -> None:
         for queue in queues:
             if self._resident is not None:
@@ -93,8 +116,12 @@ class Session:
             self._resident.hint(rest)
         elif kind == "waiting" and self._resident is not None:
             self._resident.results_wanted()
-        elif kind == "result":
+        elif kind in ("result", "workflow"):
             try:
-                self.results.hint(UUID(rest))
+                id = UUID(rest)
             except ValueError:
-                pass  # anybody may NOTIFY
+                return  # anybody may NOTIFY
+            if kind == "result":
+                self.results.hint(id)
+            elif self._resident is not None:
+                self._resident.asked(id)

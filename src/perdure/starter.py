@@ -65,10 +65,18 @@ class _Waiting:
 class Starter:
     """Starts workflows, in batches."""
 
-    def __init__(self, database: Database, settings: Settings, *, on_started: Callable[[set[str]], None]) -> None:
+    def __init__(
+        self,
+        database: Database,
+        settings: Settings,
+        *,
+        on_started: Callable[[set[str]], None],
+        on_timer: Callable[[], None],
+    ) -> None:
         self._database = database
         self._patience = settings.connect_timeout.total_seconds()
         self._on_started = on_started
+        self._on_timer = on_timer
         self._plain = _Lane(self._send_plain, _MOST_PLAIN)
         self._keyed = _Lane(self._send_keyed, _MOST_KEYED)
         self._apart: set[asyncio.Task[None]] = set()
@@ -265,6 +273,8 @@ class Starter:
                 continue
             if outcome.started:
                 queues.add(one.new.queue)
+                if one.new.delay is not None or one.new.start_at is not None or one.new.timeout is not None:
+                    self._on_timer()
             if not one.future.done():
                 one.future.set_result(outcome)
         if queues:

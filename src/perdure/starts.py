@@ -59,6 +59,7 @@ def prepare(
     partition: str | None = None,
     delay: timedelta | None = None,
     start_at: datetime | None = None,
+    timeout: timedelta | None = None,
     attributes: Json | None = None,
 ) -> NewWorkflow:
     """The workflow that a start asks for; the options are those of `Client.start`.
@@ -82,7 +83,11 @@ def prepare(
         raise ValueError("delay= and start_at= both say when to start; use one of them")
     if not -(2**31) <= priority < 2**31:
         raise ValueError(f"priority={priority} is out of range; use -2147483648 to 2147483647")
+    if timeout is not None and timeout <= timedelta(0):
+        raise ValueError(f"timeout={timeout} leaves no time; use more than 0")
     workflow = invocation.workflow
+    if timeout is None and workflow is not None:
+        timeout = workflow.timeout
     own_queue = workflow.queue if workflow is not None else "default"
     return NewWorkflow(
         id=new_id(key) if id is None or key is not None else id,
@@ -97,6 +102,7 @@ def prepare(
         on_conflict=on_conflict,
         delay=None if delay is None else max(0.0, delay.total_seconds()),
         start_at=aware("start_at", start_at),
+        timeout=None if timeout is None else timeout.total_seconds(),
     )
 
 

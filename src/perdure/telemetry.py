@@ -112,6 +112,80 @@ class WorkflowEnded(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WorkflowSuspended(Event):
+    """It has left memory, and waits as a row. `seconds`: for so long at most; None: until somebody wakes it."""
+
+    workflow_id: UUID
+    name: str
+    waiting_for: str
+    seconds: float | None
+    level: ClassVar[int] = logging.DEBUG
+    text: ClassVar[str] = "workflow {name} {workflow_id} waits for {waiting_for}{limit}"
+
+    @property
+    def limit(self) -> str:
+        return "" if self.seconds is None else f", {self.seconds:.3g} s at most"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkflowsWoken(Event):
+    """What was due is pending again."""
+
+    queues: tuple[str, ...]
+    level: ClassVar[int] = logging.DEBUG
+    text: ClassVar[str] = "timers woke workflows of {queues}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkflowCancelling(Event):
+    """Its code gets CancelledError in this moment: it was cancelled, or its deadline has passed."""
+
+    workflow_id: UUID
+    name: str
+    why: str
+    text: ClassVar[str] = "workflow {name} {workflow_id} is told to end: {why}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkflowRetries(Event):
+    """It failed, and runs again after a pause, from its last checkpoint."""
+
+    workflow_id: UUID
+    name: str
+    attempt: int
+    error_type: str
+    seconds: float
+    level: ClassVar[int] = logging.WARNING
+    text: ClassVar[str] = (
+        "workflow {name} {workflow_id} failed with {error_type} (attempt {attempt}); again in {seconds:.3g} s"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkflowsDeleted(Event):
+    """Retention has deleted what was over for long enough."""
+
+    count: int
+    text: ClassVar[str] = "retention deleted {count} workflows that had ended long enough ago"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepParked(Event):
+    """Its attempts are used up, and it waits for an operator: `resume` tries it anew."""
+
+    workflow_id: UUID
+    workflow: str
+    key: str
+    attempt: int
+    error_type: str
+    level: ClassVar[int] = logging.ERROR
+    text: ClassVar[str] = (
+        "step {key} of {workflow} {workflow_id} is parked after {attempt} attempts ({error_type}); "
+        "'perdure workflow resume {workflow_id}' tries it anew"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkflowErrored(Event):
     workflow_id: UUID
     name: str
@@ -199,8 +273,11 @@ class FlushCommitted(Event):
     workflows: int
     checkpoints: int
     ended: int
+    suspended: int
     level: ClassVar[int] = logging.DEBUG
-    text: ClassVar[str] = "flush: {checkpoints} checkpoints of {workflows} workflows, {ended} ended"
+    text: ClassVar[str] = (
+        "flush: {checkpoints} checkpoints of {workflows} workflows, {ended} ended, {suspended} suspended"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,6 @@
 """A worker: builds the parts of the engine, runs them in one task group, and ends them in order.
 
-    lease (a thread) · claimer -> executor -> writer · recovery · timers · listener
+    lease (a thread) · claimer -> executor -> writer · recovery · timers · requests · listener
 
 Start: check the database, register, then claim. Stop (`stop`, SIGTERM): claim nothing more; steps that run come to
 their end, for as long as `grace`, and no other begins; whatever isn't finished is handed over behind what it has
@@ -10,7 +10,7 @@ recorded; then the worker says goodbye, so that nobody waits for its lease.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -25,7 +25,9 @@ from perdure.engine.claimer import Claimer
 from perdure.engine.executor import Executor
 from perdure.engine.leases import Body, Lease, Registration
 from perdure.engine.loop import Turns
+from perdure.engine.maintenance import Maintenance
 from perdure.engine.recovery import Recovery
+from perdure.engine.requests import Requests
 from perdure.engine.threads import Threads
 from perdure.engine.timers import Timers
 from perdure.engine.transactions import Transactions
@@ -50,6 +52,12 @@ class Program:
     workflows: Mapping[str, Workflow[..., Any]]
     catalogue: Catalogue
     codec: Codec | None
+    retention: Mapping[str, timedelta | None]
+
+    @property
+    def versions(self) -> tuple[str, ...]:
+        """The versions that its workflows belong to."""
+        return tuple({self.version, *(workflow.version or self.version for workflow in self.workflows.values())})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,12 +69,16 @@ class WorkerOptions:
         concurrency: How many workflows run at the same time, at most.
         lease: How long it may go unheard before others take over.
         grace: How long steps may go on when it stops.
+        only_version: Whether it leaves workflows that belong to another version of the code to other workers.
+        suspends_from: How long a wait must be for a workflow to leave memory.
     """
 
     queues: tuple[str, ...] | None = None
     concurrency: int = 100
     lease: timedelta = timedelta(seconds=10)
     grace: timedelta = timedelta(seconds=20)
+    only_version: bool = False
+    suspends_from: timedelta = timedelta(seconds=1)
 
     def __post_init__(self) -> None:
         if self.lease < SHORTEST_LEASE:
@@ -97,6 +109,7 @@ class Worker:
             queues=options.queues,
             concurrency=options.concurrency,
             lease=options.lease,
+            only_version=options.only_version,
         )
         database = session.database
         self._lease = Lease(
@@ -119,11 +132,14 @@ class Worker:
             codec=program.codec,
             max_payload=session.settings.max_payload,
             max_recoveries=session.settings.max_recoveries,
+            version=program.version,
+            suspends_from=options.suspends_from.total_seconds(),
             concurrency=options.concurrency,
             time=self._lease.time,
             on_slot=lambda: self._claimer.slot_freed(),
             on_result=self._result,
             on_release=lambda release: self._claimer.release(release),
+            on_awoken=self._look_at,
         )
         turns = Turns()
         self._claimer = Claimer(
@@ -133,6 +149,8 @@ class Worker:
             self._writer,
             queues=options.queues,
             names=registration.names,
+            version=program.version,
+            only_versions=program.versions if options.only_version else None,
             turns=turns,
             hears=lambda: session.listener.hears,
             on_released=self._pending_again,
@@ -141,7 +159,11 @@ class Worker:
         self._recovery = Recovery(
             database, self._lease, interval=min(1.0, lease_seconds / 4), turns=turns, on_recovered=self._pending_again
         )
-        self._timers = Timers(database, registration.names, turns=turns, on_woken=self._pending_again)
+        self._timers = Timers(
+            database, registration.names, turns=turns, on_woken=self._pending_again, on_asked=self._asked
+        )
+        self._requests = Requests(database, self._lease, self._executor, turns=turns)
+        self._maintenance = Maintenance(database, program.retention, turns=turns)
 
     # --- life ------------------------------------------------------------------------------------------------------
 
@@ -188,7 +210,14 @@ class Worker:
             async with asyncio.TaskGroup() as group:
                 parts = [
                     group.create_task(part.run())
-                    for part in (self._writer, self._claimer, self._recovery, self._timers)
+                    for part in (
+                        self._writer,
+                        self._claimer,
+                        self._recovery,
+                        self._timers,
+                        self._requests,
+                        self._maintenance,
+                    )
                 ]
                 self._session.move_in(self)
                 self._started.set_result(None)
@@ -233,8 +262,9 @@ class Worker:
         held = [run.id for run in self._executor.runs.values() if run.worker_id == worker_id]
         self._executor.drop(held, f"the lease was lost: {reason}")
 
-    def _beat(self, held: int) -> None:
+    def _beat(self, held: int, wakes: int) -> None:
         self._claimer.beat(held)
+        self._requests.beat(wakes)
 
     def _long_bodies(self, seconds: float) -> Sequence[Body]:
         """The steps that have been running for so long. Called in the lease's thread, so it copies before it looks."""
@@ -250,6 +280,12 @@ class Worker:
 
     def hint(self, queue: str) -> None:
         self._claimer.hint(queue)
+
+    def asked(self, id: UUID) -> None:
+        self._requests.ask(id)
+
+    def timer_set(self) -> None:
+        self._timers.wake()
 
     def results_wanted(self) -> None:
         self._wanted_until = self._loop.time() + _WANTED_SECONDS
@@ -274,6 +310,14 @@ class Worker:
         self._session.results.deliver(Result(id, status, payload))
         if self._loop.time() < self._wanted_until:
             self._session.notifier.notify(f"result {id}")
+
+    def _look_at(self, id: UUID) -> None:
+        self._requests.ask(id)
+
+    def _asked(self, ids: Iterable[UUID]) -> None:
+        for id in ids:
+            self._requests.ask(id)
+            self._session.notifier.notify(f"workflow {id}")
 
     def _pending_again(self, queues: set[str]) -> None:
         for queue in queues:

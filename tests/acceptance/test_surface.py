@@ -23,9 +23,6 @@ VERSIONS = "versions and patches come later"
 TYPES = "a type, for checkers; its attributes are documented where it is implemented"
 LATER: dict[str, str] = {
     # names
-    "sleep": SUSPENSION,
-    "sleep_until": SUSPENSION,
-    "timeout": SUSPENSION,
     "recv": SUSPENSION,
     "answering": SUSPENSION,
     "send": SUSPENSION,
@@ -35,7 +32,6 @@ LATER: dict[str, str] = {
     "as_completed": SUSPENSION,
     "continue_as_new": SUSPENSION,
     "saga": MANAGEMENT,
-    "patched": VERSIONS,
     "Saga": MANAGEMENT,
     "Question": SUSPENSION,
     "StreamEntry": STREAMS,
@@ -45,9 +41,6 @@ LATER: dict[str, str] = {
     "WorkflowDecorator": TYPES,
     "TransactionDecorator": TYPES,
     # methods
-    "Handle.cancel": MANAGEMENT,
-    "Handle.terminate": MANAGEMENT,
-    "Handle.resume": MANAGEMENT,
     "Handle.send": SUSPENSION,
     "Handle.ask": SUSPENSION,
     "Handle.get_event": SUSPENSION,
@@ -56,12 +49,6 @@ LATER: dict[str, str] = {
     "App.fork": MANAGEMENT,
     # parameters
     "step(in_doubt)": "parking a step in doubt comes later",
-    "workflow(timeout)": SUSPENSION,
-    "workflow(retry)": SUSPENSION,
-    "App.workflow(timeout)": SUSPENSION,
-    "App.workflow(retry)": SUSPENSION,
-    "Client.start(timeout)": SUSPENSION,
-    "Client.run(timeout)": SUSPENSION,
 }
 
 

@@ -26,13 +26,38 @@ REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
 SECTIONS = {
     "Declaring": ["App", "step", "workflow", "Step", "Workflow", "Invocation", "Retry", "RetryAfter"],
     "Starting and looking": ["Client", "Start", "Handle", "Status", "WorkflowInfo", "StepInfo"],
-    "In workflow code": ["current", "now", "random", "uuid4", "run_step"],
+    "In workflow code": [
+        "current",
+        "sleep",
+        "sleep_until",
+        "timeout",
+        "now",
+        "random",
+        "uuid4",
+        "run_step",
+        "patched",
+    ],  # fmt: skip
     "Payloads": ["Codec"],
 }
 VERBS = {
     "App": ["workflow", "job", "transaction", "worker", "blocking"],
-    "Client": ["start", "start_many", "run", "handle", "find", "workflows", "close"],
-    "Handle": ["result", "status", "describe", "steps"],
+    "Client": [
+        "start",
+        "start_many",
+        "run",
+        "handle",
+        "find",
+        "workflows",
+        "cancel_many",
+        "terminate_many",
+        "resume_many",
+        "delete_many",
+        "prune",
+        "export",
+        "import_",
+        "close",
+    ],  # fmt: skip
+    "Handle": ["result", "status", "describe", "steps", "cancel", "terminate", "resume", "delete"],
     "Step": ["with_options"],
 }
 VARIABLES = {

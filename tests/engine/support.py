@@ -38,6 +38,8 @@ class FakeRun:
         self.result: tuple[str, str] | None = None
         self.loss: str | None = None
         self.refusal: str | None = None
+        self.is_suspended = False
+        self.is_awoken = False
         self._told = asyncio.Event()
 
     def written(self, checkpoints: int) -> None:
@@ -47,6 +49,14 @@ class FakeRun:
     def ended(self, status: str, payload: str) -> None:
         assert self.result is None, "the end was acknowledged twice"
         self.result = (status, payload)
+        self._told.set()
+
+    def suspended(self) -> None:
+        self.is_suspended = True
+        self._told.set()
+
+    def awoken(self) -> None:
+        self.is_awoken = True
         self._told.set()
 
     def lost(self, reason: str) -> None:
@@ -155,7 +165,7 @@ class LeaseDatabases:
 async def register(database: Database, *, lease: float = 30.0, id: UUID | None = None) -> UUID:
     """A worker's row, alive for so many seconds."""
     id = id or new_id()
-    await database.attempt("register_worker", SHARD, id, "app", "1", "host", 1, None, '["flow"]', 100, lease)
+    await database.attempt("register_worker", SHARD, id, "app", "1", "host", 1, None, '["flow"]', 100, lease, False)
     return id
 
 

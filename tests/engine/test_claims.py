@@ -43,7 +43,7 @@ async def test_claims_at_the_same_time_take_no_more_than_their_limit_and_nothing
     async def claim(worker: UUID) -> list[UUID]:
         taken: list[UUID] = []
         for _ in range(2):
-            rows = await database.attempt("claim", SHARD, worker, "q", Texts(["flow"]), 5)
+            rows = await database.attempt("claim", SHARD, worker, "q", Texts(["flow"]), 5, None, "1")
             assert len(rows) <= 5
             taken += [row.workflow_id for row in rows]
         return taken
@@ -58,7 +58,7 @@ async def test_claims_at_the_same_time_take_no_more_than_their_limit_and_nothing
 async def test_a_claim_takes_by_priority_then_by_age(database: FaultyDatabase, me: UUID, sql: Sql) -> None:
     ids = await start(database, 6)
     sql("UPDATE queue_entries SET priority = 1 WHERE workflow_id = ANY(%s)", [ids[4], ids[2]])
-    rows = await database.attempt("claim", SHARD, me, "q", Texts(["flow"]), 4)
+    rows = await database.attempt("claim", SHARD, me, "q", Texts(["flow"]), 4, None, "1")
     assert {row.workflow_id for row in rows} == {ids[2], ids[4], ids[0], ids[1]}
 
 
@@ -68,7 +68,7 @@ async def test_a_claim_passes_by_what_somebody_has_locked(
     ids = await start(database, 3)
     locking = "SELECT FROM queue_entries WHERE workflow_id = %s FOR UPDATE"
     async with locked(database_url, schema, locking, ids[0]):
-        rows = await database.attempt("claim", SHARD, me, "q", Texts(["flow"]), 2)
+        rows = await database.attempt("claim", SHARD, me, "q", Texts(["flow"]), 2, None, "1")
     assert {row.workflow_id for row in rows} == {ids[1], ids[2]}
 
 

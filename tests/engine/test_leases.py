@@ -38,7 +38,7 @@ class Keeper:
             registration,
             on_held=lambda id: self.told.append(("held", id)),
             on_lost=lambda id, reason: self.told.append(("lost", id)),
-            on_beat=lambda held: None,
+            on_beat=lambda held, wakes: None,
             long_bodies=self._bodies,
             monotonic=lambda: time.monotonic() + self.frozen_for,
         )
@@ -299,7 +299,7 @@ async def test_what_is_recovered_keeps_its_place(database: FaultyDatabase, me: U
     await database.attempt("end_worker", SHARD, dead, "dead")
     await recovery_of(database, me).tick()
     assert sql("SELECT workflow_id, enqueued_at FROM queue_entries ORDER BY workflow_id") == places
-    rows = await database.attempt("claim", SHARD, me, "q", Texts(["flow"]), 3)
+    rows = await database.attempt("claim", SHARD, me, "q", Texts(["flow"]), 3, None, "1")
     assert {row.workflow_id for row in rows} == set(old)
     assert {row.epoch for row in rows} == {2}, "the epoch goes on"
 
@@ -312,7 +312,7 @@ async def test_a_claim_that_commits_after_its_worker_was_buried_is_recovered(
     await database.attempt("end_worker", SHARD, dead, "dead")
     recovery = recovery_of(database, me)
     await recovery.tick()
-    await database.attempt("claim", SHARD, dead, "q", Texts(["flow"]), 1)  # it was on its way
+    await database.attempt("claim", SHARD, dead, "q", Texts(["flow"]), 1, None, "1")  # it was on its way
     await recovery.tick()
     assert sql("SELECT workflow_id, worker_id, epoch FROM queue_entries") == [(pending, None, 1)]
 

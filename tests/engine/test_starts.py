@@ -29,7 +29,7 @@ def new(key: str | None = None, input: str = "{}", **options: Any) -> NewWorkflo
 @pytest.fixture
 async def starter(database: FaultyDatabase, database_url: str, schema: str) -> AsyncIterator[Starter]:
     settings = Settings(database_url=database_url, schema=schema, connect_timeout=timedelta(seconds=15))
-    starter = Starter(database, settings, on_started=lambda queues: None)
+    starter = Starter(database, settings, on_started=lambda queues: None, on_timer=lambda: None)
     yield starter
     await starter.close()
 
@@ -116,7 +116,7 @@ async def test_one_key_started_by_many_at_the_same_time_is_one_workflow(
     database: FaultyDatabase, database_url: str, schema: str, sql: Sql
 ) -> None:
     settings = Settings(database_url=database_url, schema=schema)
-    starters = [Starter(database, settings, on_started=lambda queues: None) for _ in range(6)]
+    starters = [Starter(database, settings, on_started=lambda queues: None, on_timer=lambda: None) for _ in range(6)]
     outcomes = await asyncio.gather(*(one.start([new("key")]) for one in starters for _ in range(5)))
     assert len({started.id for (started,) in outcomes}) == 1
     assert sum(started.started for (started,) in outcomes) == 1

@@ -28,7 +28,7 @@ from perdure.store.statements import SHARD, in_schema, statements
 
 BATCH = 100
 MODES = ("force_custom_plan", "force_generic_plan")
-LARGE = ("workflow_rows", "checkpoints", "queue_entries", "waits")
+LARGE = ("workflow_rows", "checkpoints", "queue_entries", "waits", "deadlines")
 
 ME = UUID("01900000-0000-7000-8000-aaaaaaaaaaaa")
 DEAD = UUID("01900000-0000-7000-8000-dddddddddddd")
@@ -72,6 +72,13 @@ SELECT 1, pg_temp.id(n), CASE WHEN n % 2 = 0 THEN 'start' ELSE 'worker' END,
        CASE WHEN n % 200 = 0 THEN pg_temp.at(n) WHEN n % 2 = 0 THEN timestamptz '2100-01-01' END,
        'default', 'work-' || n % 10, pg_temp.at(n), pg_temp.at(n)
 FROM generate_series({rows} + {rows} / 10 + 1, {rows} + {rows} / 10 + {rows} / 10) AS n;
+
+INSERT INTO perdure.deadlines (shard, workflow_id, due_at)
+SELECT 1, pg_temp.id(n), CASE WHEN n % 1000 = 0 THEN pg_temp.at(n) ELSE timestamptz '2100-01-01' END
+FROM generate_series(1, {rows}) AS n;
+
+INSERT INTO perdure.retention_rows (shard, name, keep_seconds)
+SELECT 1, 'work-' || n, CASE WHEN n % 2 = 0 THEN 86400 END FROM generate_series(1, least({rows}, 10)) AS n;
 
 INSERT INTO perdure.queue_rows (shard, name, created_at)
 SELECT 1, 'default', pg_temp.at(n) FROM generate_series(1, least({rows}, 1)) AS n;
@@ -193,6 +200,36 @@ def _complete(tables: Tables) -> Sequence[Any]:
     )  # fmt: skip
 
 
+def _suspend(tables: Tables) -> Sequence[Any]:
+    """A third goes on, a third ends, a third suspends, and half of those set something aside."""
+    ids = tables.mine()
+    third = BATCH // 3
+    going, ending, leaving = Uuids(ids[:third]), Uuids(ids[third : 2 * third]), Uuids(ids[2 * third :])
+    count, left = len(ending), len(leaving)
+    return (
+        SHARD, ME, going, len(going), "v1", *_checkpoints(ids), ending, count, Texts(["success"] * count),
+        Texts(["2"] * count), BigInts([1] * count), Ints([0] * count), Times([LONG_AGO] * count), leaving, left,
+        BigInts([0] * left), Texts(["timer"] * left), Floats([60.0] * left), Uuids(leaving[: left // 2]),
+        Texts(["$input"] * (left // 2)),
+    )  # fmt: skip
+
+
+def _waiting(tables: Tables) -> Uuids:
+    step = max(1, tables.rows // 10 // BATCH)
+    return Uuids(tables.id(tables.rows + tables.rows // 10 + number * step) for number in range(1, BATCH + 1))
+
+
+def _imported(tables: Tables) -> Sequence[Any]:
+    count = BATCH
+    return (
+        SHARD, tables.id(10**9), "work-1", None, "default", 0, None, "v1", None, LONG_AGO, False, 1,
+        Texts(f"step-{n}" for n in range(count)), Texts(["step"] * count), Ints([1] * count),
+        Texts(["success"] * count), Texts(["1"] * count), BigInts([1] * count), Ints([1] * count),
+        Ints([None] * count), Texts(["v1"] * count), Times([None] * count), Times([None] * count),
+        Times([LONG_AGO] * count), BigInts([1] * count),
+    )  # fmt: skip
+
+
 def _start(tables: Tables) -> tuple[Any, ...]:
     count = BATCH
     return (
@@ -206,7 +243,7 @@ def _start_keyed(tables: Tables) -> Sequence[Any]:
     keys = [f"new-{n}" if n % 3 == 0 else f"key-{n * 10}" if n % 3 == 1 else None for n in range(BATCH)]
     return (
         *_start(tables), Texts(keys), Floats(60.0 if key is None else None for key in keys), Times([None] * BATCH),
-        "1s",
+        "1s", Floats(60.0 if n % 2 else None for n in range(BATCH)),
     )  # fmt: skip
 
 
@@ -219,20 +256,32 @@ _ENTRY, _PENDING, _WAIT = "queue_entries_pkey", "queue_entries_pending", "waits_
 _HELD = "queue_entries_running"
 _ROW, _KEY, _CHECKPOINT = "workflow_rows_pkey", "workflow_rows_key", "checkpoints_pkey"
 _FAILED = "checkpoints_failed_results"
+_DEADLINE = "deadlines_pkey"
+
+
+def _cancel(ids: Uuids) -> Sequence[Any]:
+    return (SHARD, ids, "$cancel", "{}", "$cancel#2", "cancelled", "{}")
+
 
 CASES = (
     # what the writer does
     _case("record", _record, _ENTRY, pages=20),
     _case("complete", _complete, _ENTRY, pages=25),
+    _case("suspend", _suspend, f"{_ENTRY} {_CHECKPOINT}", pages=40, rows=20),
     _case("recorded", lambda t: (SHARD, ME, t.mine(), Texts(["$input"] * BATCH), BigInts([1] * BATCH)), _CHECKPOINT),
     _case("fence", lambda t: (SHARD, ME, t.mine()[0], 1), _ENTRY, batch=1),
     _case("record_in_transaction", lambda t: (SHARD, ME, t.mine()[0], 1, "v1", "work", 1, "1", 7, 1, 0.1), batch=1),
     _case("recorded_step", lambda t: (SHARD, t.mine()[0], "$input"), _CHECKPOINT, batch=1),
     # what the claimer and the timers do
-    _case("claim", lambda t: (SHARD, ME, "default", NAMES, BATCH), f"{_PENDING} {_ENTRY} {_CHECKPOINT}", pages=40),
     _case(
         "claim",
-        lambda t: (SHARD, ME, "default", Texts(["work-3"]), BATCH),
+        lambda t: (SHARD, ME, "default", NAMES, BATCH, None, "1"),
+        f"{_PENDING} {_ENTRY} {_CHECKPOINT}",
+        pages=40,
+    ),
+    _case(
+        "claim",
+        lambda t: (SHARD, ME, "default", Texts(["work-3"]), BATCH, Texts(["1", "2"]), "1"),
         f"{_PENDING} {_ENTRY} {_CHECKPOINT}",
         pages=40,
         rows=40,
@@ -245,13 +294,19 @@ CASES = (
     _case("held_among", lambda t: (SHARD, ME, t.mine()), _ENTRY),
     _case("release", lambda t: (SHARD, ME, t.mine(), BigInts([1] * BATCH), 0), _ENTRY, pages=30),
     _case("wake_due", lambda t: (SHARD, BATCH), f"waits_due {_WAIT}", pages=40, rows=20),
-    _case("next_due", lambda t: (SHARD,), "waits_due", batch=1),
+    _case("next_due", lambda t: (SHARD,), "waits_due deadlines_due", batch=1),
+    _case("due_deadlines", lambda t: (SHARD, BATCH), "deadlines_due"),
+    _case("forget_deadlines", lambda t: (SHARD, t.mine()), _DEADLINE),
     _case("park_unknown", lambda t: (SHARD, "default", BATCH), f"{_PENDING} {_ENTRY}", pages=40, rows=40),
     # Where half of the table is parked, reading it until the batch is full is as good as the index.
     _case("unpark", lambda t: (SHARD, NAMES, BATCH), f"waits_for_worker {_WAIT}", pages=40, scans={"waits"}),
     _case("unknown_names", lambda t: (SHARD, "default", NAMES, BATCH), _PENDING),
     # leases and recovery; some of these read all of the twenty workers
-    _case("register_worker", lambda t: (SHARD, t.id(10**9), "tests", "1", "here", 1, None, "[]", 100, 10.0), batch=1),
+    _case(
+        "register_worker",
+        lambda t: (SHARD, t.id(10**9), "tests", "1", "here", 1, None, "[]", 100, 10.0, False),
+        batch=1,
+    ),
     _case("heartbeat", lambda t: (SHARD, ME), _HELD, batch=5000, pages=3, rows=3),
     _case("end_worker", lambda t: (SHARD, ME, "stopped"), batch=20),
     _case("bury", lambda t: (SHARD, ME), batch=20),
@@ -287,7 +342,25 @@ CASES = (
         rows=25,
         label="of mine",
     ),
-    _case("steps", lambda t: (t.ended()[0],), _CHECKPOINT, batch=1, pages=20),
+    # what operators do
+    _case("cancel", lambda t: _cancel(t.mine()), f"{_ENTRY} {_WAIT}", pages=40, rows=30),
+    _case("cancel", lambda t: _cancel(_waiting(t)), f"{_ENTRY} {_WAIT}", pages=40, rows=30, label="of the waiting"),
+    _case("terminate", lambda t: (SHARD, t.mine(), "{}"), f"{_ENTRY} {_WAIT}", pages=40, rows=30),
+    _case("resume_ended", lambda t: (SHARD, t.ended(), "r"), f"{_CHECKPOINT} {_ROW} {_DEADLINE}", pages=60, rows=40),
+    _case("resume_parked", lambda t: (SHARD, _waiting(t), "r"), f"{_CHECKPOINT} {_ENTRY} {_WAIT}", pages=40, rows=20),
+    _case("resume_imported", lambda t: (SHARD, _waiting(t)), _WAIT, pages=40, rows=20),
+    _case("resumed", lambda t: (SHARD, t.ended(), "r"), _CHECKPOINT),
+    _case("states", lambda t: (SHARD, t.ended()), f"{_ROW} {_ENTRY} {_WAIT} {_CHECKPOINT}", pages=40),
+    _case("requests", lambda t: (SHARD, ME, t.mine()), f"{_ENTRY} {_CHECKPOINT}"),
+    _case("delete_ended", lambda t: (SHARD, t.ended()), f"{_CHECKPOINT} {_ROW} {_DEADLINE}", pages=40, rows=20),
+    _case("expired", lambda t: (SHARD, t.id(t.rows), BATCH, 60.0, None), f"{_ROW} {_CHECKPOINT}", pages=20, rows=40),
+    _case("keep", lambda t: (SHARD, NAMES, Floats([1.0] * len(NAMES)))),
+    _case("take_job", lambda t: (SHARD, "retention", 60.0), batch=1),
+    _case("put_job", lambda t: (SHARD, "retention", None, 60.0), batch=1),
+    _case("export_row", lambda t: (SHARD, t.ended()[0]), _ROW, batch=1),
+    _case("export_checkpoints", lambda t: (SHARD, t.ended()[0]), _CHECKPOINT, batch=1),
+    _case("import", _imported, pages=20),
+    _case("steps", lambda t: (t.ended()[0],), _CHECKPOINT, batch=1, pages=40, rows=30),
     _case("page_all", lambda t: _page(None), _ROW, rows=30),
     _case("page_all", lambda t: _page(None, t.id(t.rows // 2)), _ROW, rows=30, label="in the middle"),
     _case(

@@ -24,17 +24,18 @@ VIEWS = {
     "workflow_steps": """
         workflow_id uuid, key text, name text, kind text, position integer, status text, output jsonb, error jsonb,
         attempts integer, started_at timestamptz, completed_at timestamptz, created_at timestamptz, worker_id uuid,
-        epoch bigint, version text
+        epoch bigint, version text, wake_at timestamptz
     """,
     "workers": """
         id uuid, status text, app text, version text, host text, pid integer, queues jsonb, names jsonb,
         concurrency integer, running bigint, started_at timestamptz, heartbeat_at timestamptz, expires_at timestamptz,
-        ended_at timestamptz
+        ended_at timestamptz, only_version boolean
     """,
     "queues": """
         name text, paused boolean, pending bigint, running bigint, oldest_pending_at timestamptz,
         created_at timestamptz
     """,
+    "versions": "version text, pending bigint, running bigint, waiting bigint, workers bigint",
 }
 
 # The tables that a status is read from, beside workflow_rows and the input's checkpoint.

@@ -7,8 +7,9 @@ primitives find it there. Tasks inherit it, as asyncio's contexts go; the engine
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
+from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -69,6 +70,18 @@ class Context(Current, Protocol):
 
     def start_key(self, name: str) -> str:
         """The key of a start that has none, in a step: the same for all attempts."""
+        ...
+
+    def sleep(self, name: str, delay: Callable[[], timedelta]) -> Coroutine[Any, Any, None]:
+        """A durable wait; how long is asked where it begins."""
+        ...
+
+    def limit(self, delay: timedelta | None) -> AbstractAsyncContextManager[Any]:
+        """A durable limit of time."""
+        ...
+
+    def patched(self, name: str) -> bool:
+        """Whether the workflow takes the new path at a change of its code."""
         ...
 
     def value(self, name: str, make: Callable[[], Any]) -> Any:

@@ -16,19 +16,14 @@ from perdure.authoring.context import CURRENT
 from perdure.codec import Shape, result_shape
 from perdure.model.keys import check_name
 from perdure.model.retry import Retry
+from perdure.model.unset import UNSET, Unset
 
 P = ParamSpec("P")
 R = TypeVar("R")
 S = TypeVar("S")
 Q = ParamSpec("Q")
 Match = Literal["args", "name"]
-
-
-class _Unset:
-    """Stands for an option that wasn't given, where None means something."""
-
-
-UNSET = _Unset()
+OnExhausted = Literal["fail", "park"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +57,7 @@ class Step(Generic[P, R]):
         raises: tuple[type[Exception], ...] = (),
         match: Match = "args",
         pure: bool = False,
+        on_exhausted: OnExhausted = "fail",
         transaction: Transaction | None = None,
     ) -> None:
         if not callable(fn):
@@ -70,6 +66,8 @@ class Step(Generic[P, R]):
             raise TypeError(f"step {_name_of(fn)!r} is a generator; a step returns one value, so collect it in a list")
         if timeout is not None and timeout <= timedelta(0):
             raise ValueError(f"timeout={timeout} of step {_name_of(fn)!r} leaves no time; use more than 0")
+        if on_exhausted not in ("fail", "park"):
+            raise ValueError(f"on_exhausted={on_exhausted!r} of step {_name_of(fn)!r} is none; use 'fail' or 'park'")
         functools.update_wrapper(self, fn)
         self.fn: Callable[P, Any] = fn
         self.name = check_name("step", name or _name_of(fn))
@@ -78,6 +76,7 @@ class Step(Generic[P, R]):
         self.raises = raises
         self.match: Match = match
         self.pure = pure
+        self.on_exhausted: OnExhausted = on_exhausted
         self.transaction = transaction
         self.is_async = inspect.iscoroutinefunction(fn)
 
@@ -110,19 +109,20 @@ class Step(Generic[P, R]):
     def with_options(
         self,
         *,
-        retry: Retry | _Unset | None = UNSET,
-        timeout: timedelta | _Unset | None = UNSET,
+        retry: Retry | Unset | None = UNSET,
+        timeout: timedelta | Unset | None = UNSET,
         name: str | None = None,
     ) -> Step[P, R]:
         """The same step with some options replaced."""
         options: Step[P, R] = Step(
             self.fn,
             name=name or self.name,
-            retry=self.retry if isinstance(retry, _Unset) else retry,
-            timeout=self.timeout if isinstance(timeout, _Unset) else timeout,
+            retry=self.retry if isinstance(retry, Unset) else retry,
+            timeout=self.timeout if isinstance(timeout, Unset) else timeout,
             raises=self.raises,
             match=self.match,
             pure=self.pure,
+            on_exhausted=self.on_exhausted,
             transaction=self.transaction,
         )
         return options
@@ -193,6 +193,7 @@ def step(
     raises: tuple[type[Exception], ...] = (),
     match: Match = "args",
     pure: bool = False,
+    on_exhausted: OnExhausted = "fail",
 ) -> StepDecorator: ...
 def step(fn: Callable[..., Any] | None = None, /, **options: Any) -> Any:
     """Make a function a step: inside a workflow its outcome is recorded once, and replayed from then on.
@@ -206,6 +207,8 @@ def step(fn: Callable[..., Any] | None = None, /, **options: Any) -> Any:
         raises: Errors that the workflow's code gets as themselves.
         match: "args": a replay with other arguments is an error; "name": arguments may differ.
         pure: It has no effects, so it needn't wait until what came before it is durable.
+        on_exhausted: What happens when its last attempt has failed: "fail" raises in the workflow; "park" lets the
+            workflow wait for an operator, who sees to the cause and resumes it.
     """
 
     def declare(fn: Callable[..., Any]) -> Step[..., Any]:

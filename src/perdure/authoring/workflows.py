@@ -6,6 +6,7 @@ import functools
 import inspect
 import warnings
 from collections.abc import Callable, Coroutine, Generator
+from datetime import timedelta
 from typing import Any, Generic, NoReturn, ParamSpec, Protocol, overload
 
 from typing_extensions import TypeVar
@@ -14,6 +15,8 @@ from perdure.authoring.context import CURRENT
 from perdure.codec import Shape, result_shape
 from perdure.errors import WrongPlace
 from perdure.model.keys import check_name
+from perdure.model.retry import Retry
+from perdure.model.unset import UNSET, Unset
 from perdure.parameters import Parameters, dump_untyped
 
 P = ParamSpec("P")
@@ -94,6 +97,9 @@ class Workflow(Generic[P, R]):
         *,
         name: str | None = None,
         queue: str = "default",
+        timeout: timedelta | None = None,
+        retry: Retry | None = None,
+        retention: timedelta | Unset | None = UNSET,
         version: str | None = None,
     ) -> None:
         if not inspect.iscoroutinefunction(fn):
@@ -105,6 +111,13 @@ class Workflow(Generic[P, R]):
         self.fn = fn
         self.name = check_name("workflow", name or fn.__name__)
         self.queue = check_name("queue", queue)
+        if timeout is not None and timeout <= timedelta(0):
+            raise ValueError(f"timeout={timeout} of workflow {self.name!r} leaves no time; use more than 0")
+        if isinstance(retention, timedelta) and retention < timedelta(0):
+            raise ValueError(f"retention={retention} of workflow {self.name!r} is in the past; use 0 or more, or None")
+        self.timeout = timeout
+        self.retry = retry
+        self.retention = retention
         self.version = version
 
     @functools.cached_property
@@ -141,13 +154,26 @@ class WorkflowDecorator(Protocol):
 @overload
 def workflow(fn: Callable[P, Coroutine[Any, Any, R]], /) -> Workflow[P, R]: ...
 @overload
-def workflow(*, name: str = ..., queue: str = "default", version: str = ...) -> WorkflowDecorator: ...
+def workflow(
+    *,
+    name: str = ...,
+    queue: str = "default",
+    timeout: timedelta | None = None,
+    retry: Retry | None = None,
+    retention: timedelta | None = ...,
+    version: str = ...,
+) -> WorkflowDecorator: ...
 def workflow(fn: Callable[..., Any] | None = None, /, **options: Any) -> Any:
     """Declare a workflow; `App(include=[...])` collects it.
 
     Args:
         name: What its rows are called; by default the function's name.
         queue: Where it waits unless a start says otherwise.
+        timeout: How long it may take from when it may start; then its code is cancelled, and it ends in error
+            (`DeadlineExceeded`). A start can say otherwise.
+        retry: When it is tried again as a whole after it failed: what it failed from is asked for anew, everything else
+            that was recorded stays.
+        retention: How long it is kept after its end; None: for ever. By default what the app says.
         version: Recorded with it; by default a hash of the app's code.
     """
 

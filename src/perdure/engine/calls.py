@@ -10,7 +10,10 @@ The order in which things happen, and what a crash at each point means:
 - after the outcome is durable: it is served, the body never runs again.
 
 A failed attempt that will be followed by another is recorded before its pause begins, so a crash in the pause neither
-forgets the attempt nor shortens the pause.
+forgets the attempt nor shortens the pause. In a long pause the run may leave memory (waiting.py).
+
+A step that parks (`on_exhausted="park"`) records its last attempt as such, and waits for an operator: no failure is
+recorded, so the code doesn't see one. A resume sets the attempts aside, and the step begins anew.
 """
 
 from __future__ import annotations
@@ -19,16 +22,19 @@ import asyncio
 import inspect
 import random
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, NoReturn, Protocol
 from uuid import UUID
 
 from perdure import failures, telemetry
 from perdure.authoring.context import CURRENT
 from perdure.authoring.steps import Step
+from perdure.engine import waiting
+from perdure.engine.alarms import Alarms
 from perdure.engine.delivery import Delivery
 from perdure.engine.step_context import StepContext
 from perdure.engine.threads import Threads
+from perdure.engine.waiting import Waits
 from perdure.errors import ReplayMismatch, RunEnded, SerializationError, StepFailed, StepTimeout
 from perdure.failures import Catalogue
 from perdure.hashing import arguments_hash
@@ -50,6 +56,7 @@ class Host(Protocol):
 
     loop: asyncio.AbstractEventLoop
     threads: Threads
+    alarms: Alarms
     catalogue: Catalogue
     transactions: Transactions
     max_payload: int
@@ -68,6 +75,9 @@ class Caller(Protocol):
     bodies: dict[str, tuple[int, float]]
     history: dict[str, Recorded]
     failed_attempts: dict[str, Recorded]
+    deadline: datetime | None
+    timers: dict[str, float]
+    waits: Waits
 
     @property
     def host(self) -> Host: ...
@@ -82,12 +92,13 @@ class Caller(Protocol):
     def encoded(self, text: str) -> str: ...
     def decoded(self, text: str) -> str: ...
     def time(self) -> str: ...
+    def mismatch(self, recorded: Recorded, asked: str) -> ReplayMismatch: ...
 
 
 async def call(run: Caller, key: str, step: Step[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The outcome of a step: its value is returned, its failure raised; the same thing on every replay."""
     args_hash = arguments_hash(step.parameters, args, kwargs) if step.match == "args" else 0
-    if run.history:
+    if run.history or run.delivery.has_recorded:
         recorded = run.history.pop(key, None)
         if recorded is not None:
             return await _replay(run, step, recorded, args_hash)
@@ -98,18 +109,18 @@ async def call(run: Caller, key: str, step: Step[..., Any], args: tuple[Any, ...
 async def _replay(run: Caller, step: Step[..., Any], recorded: Recorded, args_hash: int) -> Any:
     """Serve what was recorded, when its turn comes."""
     if recorded.kind != "step":
-        raise ReplayMismatch(recorded.key, f"a {recorded.kind}", f"step {step.name!r}")
+        raise run.mismatch(recorded, f"step {step.name!r}")
     if args_hash and recorded.args_hash and args_hash != recorded.args_hash:
-        raise ReplayMismatch(recorded.key, "other arguments", f"step {step.name!r} with the present ones")
+        raise run.mismatch(recorded, f"step {step.name!r} with other arguments")
     await run.delivery.replay(recorded.position)
     if run.over:
         raise RunEnded
     if recorded.status != "success":
-        _raise(run, step, recorded.payload or "{}")
+        _raise(run, step, recorded.key, recorded.payload or "{}", recorded.attempts)
     try:
         return step.shape.load(run.decoded(recorded.payload or "null"))
     except (SerializationError, ValueError) as error:
-        raise ReplayMismatch(recorded.key, "a value that doesn't fit its annotation", str(error)) from error
+        raise run.mismatch(recorded, f"a result that its annotation fits: {error}") from error
 
 
 class Call:
@@ -144,9 +155,12 @@ class Call:
                 if self.run.over or _is_unwound(error):
                     raise
             pause = self._pause_after(failure)
-            if pause is None:
+            if pause is not None:
+                await self._try_again(failure, pause, began)
+            elif self.step.on_exhausted == "park" and not isinstance(failure, SerializationError):
+                await self._park(failure, began)
+            else:
                 await self._fail(failure, began)
-            await self._try_again(failure, pause, began)
 
     async def _attempted(self, began: float) -> Any:
         """One attempt; a success is recorded. What its body raises is raised."""
@@ -242,7 +256,7 @@ class Call:
         position = await self.run.delivery.turn()
         self.run.record(self.checkpoint(position, "error", payload, began))
         self.told("error")
-        _raise(self.run, self.step, payload, error)
+        _raise(self.run, self.step, self.key, payload, self.attempt, error)
 
     async def _try_again(self, error: BaseException, pause: timedelta, began: float) -> None:
         """Record the failed attempt, unless it was a poll, and wait."""
@@ -258,22 +272,34 @@ class Call:
             )
         )
         if not (isinstance(error, RetryAfter) and not error.counts):
-            duration = self.run.host.loop.time() - began
-            self.run.record(
-                Checkpoint(
-                    attempt_key(self.key, self.attempt),
-                    "attempt",
-                    0,
-                    "error",
-                    failures.record(error, self.attempt),
-                    self.args_hash,
-                    self.attempt,
-                    duration,
-                    seconds,
-                )
-            )
+            self._record_attempt("attempt", error, began, seconds)
             self.attempt += 1
-        await self._sleep(seconds)
+        await waiting.wait(self.run, self.key, "retry", seconds)
+
+    async def _park(self, error: BaseException, began: float) -> None:
+        """Wait for an operator; then the step is as if it had never been tried."""
+        telemetry.emit(
+            telemetry.StepParked(
+                workflow_id=self.run.id,
+                workflow=self.run.name,
+                key=self.key,
+                attempt=self.attempt,
+                error_type=type(error).__qualname__,
+            )
+        )
+        self._record_attempt("park", error, began, None)
+        await self._parked()
+
+    async def _parked(self) -> None:
+        await self.run.durable()  # an operator must see it, to be able to resume it
+        await waiting.wait(self.run, self.key, "operator", None)
+        self.attempt = 1
+
+    def _record_attempt(self, kind: str, error: BaseException, began: float, delay: float | None) -> None:
+        duration = self.run.host.loop.time() - began
+        payload = failures.record(error, self.attempt)
+        key = attempt_key(self.key, self.attempt)
+        self.run.record(Checkpoint(key, kind, 0, "error", payload, self.args_hash, self.attempt, duration, delay))
 
     def _pause_after(self, error: BaseException) -> timedelta | None:
         if isinstance(error, SerializationError):
@@ -284,17 +310,14 @@ class Call:
     async def _resume(self) -> None:
         """Go on after the attempts that were recorded, and with what is left of the pause."""
         last = self.run.failed_attempts.pop(self.key, None)
-        if last is not None:
-            self.attempt = last.attempts + 1
-            if last.remaining and last.remaining > 0:
-                await self._sleep(last.remaining)
-
-    async def _sleep(self, seconds: float) -> None:
-        task = self.run.delivery.leave()
-        try:
-            await asyncio.sleep(seconds)
-        finally:
-            self.run.delivery.enter(task)
+        if last is None:
+            return None
+        if last.kind == "park":
+            return await self._parked()
+        self.attempt = last.attempts + 1
+        if last.remaining and last.remaining > 0:
+            await waiting.wait(self.run, self.key, "retry", last.remaining)
+        return None
 
     async def _effect_allowed(self) -> None:
         """The barrier; and the place where a worker that shuts down lets go of a workflow."""
@@ -327,10 +350,12 @@ class Call:
         return f"{self.step.where} in workflow {self.run.name!r}"
 
 
-def _raise(run: Caller, step: Step[..., Any], payload: str, cause: BaseException | None = None) -> NoReturn:
+def _raise(
+    run: Caller, step: Step[..., Any], key: str, payload: str, attempts: int, cause: BaseException | None = None
+) -> NoReturn:
     """Raise a recorded failure: rebuilt from the record, on the first run too."""
     catalogue = run.host.catalogue.extended(step.raises) if step.raises else run.host.catalogue
-    raise catalogue.rebuild(payload, StepFailed) from cause
+    raise failures.of_step(catalogue.rebuild(payload, StepFailed), key, attempts) from cause
 
 
 def _is_unwound(error: BaseException) -> bool:

@@ -56,6 +56,8 @@ class Claimer(Loop):
         *,
         queues: Sequence[str] | None,
         names: Sequence[str],
+        version: str,
+        only_versions: Sequence[str] | None,
         turns: Turns,
         hears: Callable[[], bool],
         on_released: Callable[[set[str]], None],
@@ -68,6 +70,8 @@ class Claimer(Loop):
         self._queues = tuple(queues) if queues is not None else None
         self._known = frozenset(names)
         self._names = Texts(names)
+        self._version = version
+        self._only_versions = None if only_versions is None else Texts(only_versions)
         self._hears = hears
         self._on_released = on_released
         self._hot: dict[str, None] = {}
@@ -210,7 +214,9 @@ class Claimer(Loop):
         assert worker_id is not None
         self._executor.claiming = limit
         try:
-            rows = await self._database.attempt("claim", SHARD, worker_id, queue, self._names, limit)
+            rows = await self._database.attempt(
+                "claim", SHARD, worker_id, queue, self._names, limit, self._only_versions, self._version
+            )
             if not rows:
                 await self._look_for_unknown(queue)
                 return []
@@ -229,7 +235,7 @@ class Claimer(Loop):
 
     async def _loaded(self, rows: Sequence[Any], worker_id: UUID) -> list[Claim]:
         """The claims, oldest first, with the history of those that ran before."""
-        again = [row.workflow_id for row in rows if row.epoch > 1]
+        again = [row.workflow_id for row in rows if row.epoch > 1 or row.wakes > 0]
         histories = await self._histories(again) if again else {}
         ordered = sorted(rows, key=_place) if len(rows) > 1 else rows
         return [
@@ -242,6 +248,8 @@ class Claimer(Loop):
                 started_at=row.started_at,
                 recoveries=row.recoveries,
                 stalls=row.stalls,
+                wakes=row.wakes,
+                deadline=row.deadline,
                 history=histories.get(row.workflow_id, ()),
             )
             for row in ordered

@@ -12,14 +12,18 @@ for a future that isn't done. asyncio has no list of what is about to run, so re
 a few turns of the loop: enough for the callbacks by which one future's end reaches a task through others
 (gather, shield, a task group).
 
-A run with one task has nothing to order, and skips all that.
+A run with one task has nothing to order, and skips all that, unless something is to be delivered that no task waits
+for (a cancellation, the end of a limit of time): that, too, has its place in the order.
+
+A task may wait in a way that the run needn't be in memory for (`dormant`). When all of them do, directly or by waiting
+for each other, and there is nothing to deliver, the run is told that it rests (`on_rest`), and may suspend.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from heapq import heappop, heappush
 from typing import Any
@@ -34,9 +38,11 @@ class Delivery:
     __slots__ = (
         "_arrived",
         "_awake",
+        "_dormant",
         "_held",
         "_loop",
         "_new",
+        "_on_rest",
         "_order",
         "_quiet",
         "_recorded",
@@ -45,15 +51,17 @@ class Delivery:
         "tasks",
     )
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, position: int) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, position: int, on_rest: Callable[[], None]) -> None:
         self.position = position
         """The highest position so far."""
         self.tasks: set[asyncio.Task[Any]] = set()
         """All tasks of the run that haven't ended."""
         self._awake: set[asyncio.Task[Any]] = set()  # those that run code of the workflow, not waiting here
+        self._dormant: set[asyncio.Task[Any]] = set()
         self._loop = loop
+        self._on_rest = on_rest
         self._recorded: list[tuple[int, int, _Future]] = []
-        self._arrived: deque[_Future] = deque()
+        self._arrived: list[tuple[float, int, _Future]] = []
         self._new: deque[_Future] = deque()
         self._order = 0
         self._quiet = 0
@@ -84,26 +92,70 @@ class Delivery:
         if task is not None and not task.done():
             self._awake.add(task)
 
-    async def turn(self) -> int:
-        """Wait for the turn of an outcome that has just arrived; returns its position."""
-        if len(self.tasks) == 1:
+    @property
+    def is_simple(self) -> bool:
+        """Whether there is nothing to order."""
+        return len(self.tasks) == 1 and not self._recorded and not self._arrived
+
+    @property
+    def has_recorded(self) -> bool:
+        """Whether something recorded waits for its turn."""
+        return bool(self._recorded)
+
+    @property
+    def awake(self) -> frozenset[asyncio.Task[Any]]:
+        """The tasks that run code of the workflow: at rest, they wait for something that isn't of perdure."""
+        return frozenset(self._awake)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a task runs a step, or waits until something is durable."""
+        return not self.tasks <= self._awake | self._dormant
+
+    @contextmanager
+    def dormant(self) -> Generator[None]:
+        """The current task waits, in the block, in a way that the run needn't be in memory for."""
+        task = self.leave()
+        if task is not None:
+            self._dormant.add(task)
+        self.look()
+        try:
+            yield
+        finally:
+            if task is not None:
+                self._dormant.discard(task)
+            self.enter(task)
+
+    async def turn(self, at: float | None = None) -> int:
+        """Wait for the turn of an outcome that arrived at that time, by default now; returns its position."""
+        if self.is_simple:
             return self.next()
-        future: _Future = self._loop.create_future()
-        self._arrived.append(future)
-        return await self._wait(future)
+        return await self._wait(self.arrived(self._loop.time() if at is None else at))
 
     async def replay(self, position: int) -> None:
         """Wait for the turn of a recorded outcome."""
-        if len(self.tasks) == 1:
-            return
+        if not self.is_simple:
+            await self._wait(self.recorded(position))
+
+    def arrived(self, at: float) -> _Future:
+        """The turn of an outcome that arrived at that time: it will hold its position."""
+        future: _Future = self._loop.create_future()
+        self._order += 1
+        heappush(self._arrived, (at, self._order, future))
+        self.look()
+        return future
+
+    def recorded(self, position: int) -> _Future:
+        """The turn of a recorded outcome."""
         future: _Future = self._loop.create_future()
         self._order += 1
         heappush(self._recorded, (position, self._order, future))
-        await self._wait(future)
+        self.look()
+        return future
 
     async def live(self) -> None:
         """Wait until nothing recorded can be delivered any more: then a body may start."""
-        if len(self.tasks) == 1:
+        if self.is_simple:
             return
         future: _Future = self._loop.create_future()
         self._new.append(future)
@@ -117,37 +169,46 @@ class Delivery:
             yield
         finally:
             self._held = False
-            self._schedule()
+            self.look()
 
     async def _wait(self, future: _Future) -> int:
         task = self.leave()
-        self._schedule()
+        self.look()
         try:
             return await future
         finally:
             self.enter(task)
-            self._schedule()
+            self.look()
 
     def _release(self, task: asyncio.Task[Any]) -> None:
         self.tasks.discard(task)
         self._awake.discard(task)
-        self._schedule()
+        self.look()
 
-    def _schedule(self) -> None:
+    def look(self) -> None:
+        """Something has changed: see whether the run comes to rest."""
         self._quiet = 0
-        if not self._scheduled and (self._recorded or self._arrived or self._new):
+        if not self._scheduled and (self._recorded or self._arrived or self._new or self._dormant):
             self._scheduled = True
             self._loop.call_soon(self._look)
 
+    def close(self) -> None:
+        """The run is over: whoever owns it isn't referred to from here any more."""
+        self._on_rest = _nothing
+
     def _look(self) -> None:
         self._scheduled = False
-        if self._held or not (self._recorded or self._arrived or self._new):
+        is_waited_for = bool(self._recorded or self._arrived or self._new)
+        if self._held or not (is_waited_for or self._dormant):
             return
         if any(_can_go_on(task) for task in self._awake):
             self._quiet = 0
         else:
             self._quiet += 1
         if self._quiet >= _QUIET_TURNS:
+            if not is_waited_for:
+                self._on_rest()
+                return
             self._deliver()
         self._scheduled = True
         self._loop.call_soon(self._look)
@@ -161,7 +222,7 @@ class Delivery:
                 future.set_result(position)
                 return
         while self._arrived:
-            future = self._arrived.popleft()
+            _, _, future = heappop(self._arrived)
             if not future.done():
                 future.set_result(self.next())
                 return
@@ -169,6 +230,10 @@ class Delivery:
             future = self._new.popleft()
             if not future.done():
                 future.set_result(0)
+
+
+def _nothing() -> None:
+    pass
 
 
 def _can_go_on(task: asyncio.Task[Any]) -> bool:

@@ -12,6 +12,7 @@ from uuid import UUID
 from perdure import failures, telemetry
 from perdure.authoring.workflows import Workflow
 from perdure.codec import Codec
+from perdure.engine.alarms import Alarms
 from perdure.engine.calls import Transactions
 from perdure.engine.run import Run
 from perdure.engine.threads import Threads
@@ -45,13 +46,20 @@ class Executor:
         codec: Codec | None,
         max_payload: int,
         max_recoveries: int,
+        version: str,
+        suspends_from: float,
         concurrency: int,
         time: Callable[[], datetime],
         on_slot: Callable[[], None],
         on_result: Callable[[UUID, str, str], None],
         on_release: Callable[[Release], None],
+        on_awoken: Callable[[UUID], None],
     ) -> None:
         self.loop = asyncio.get_running_loop()
+        self.alarms = Alarms(self.loop)
+        self.version = version
+        self.suspends_from = suspends_from
+        """A run stays in memory for waits that are no longer than so many seconds."""
         self.writer = writer
         self.threads = threads
         self.transactions = transactions
@@ -72,6 +80,7 @@ class Executor:
         self._on_slot = on_slot
         self._on_result = on_result
         self._on_release = on_release
+        self._on_awoken = on_awoken
         self.handed_over = 0
         """How many workflows this worker let go of, unfinished."""
         self._nothing_reserved = asyncio.Event()
@@ -140,6 +149,8 @@ class Executor:
         """Let steps that run come to their end, for so long; whatever wants to begin another is handed over."""
         self.draining = True
         self._quiet.clear()
+        for run in self._active:
+            run.consider()
         if self._active:
             try:
                 async with asyncio.timeout(grace.total_seconds()):
@@ -164,6 +175,20 @@ class Executor:
         if telemetry.wanted(telemetry.WorkflowEnded):
             telemetry.emit(telemetry.WorkflowEnded(workflow_id=run.id, name=run.name, status=status))
         self._on_result(run.id, status, payload)
+
+    def run_suspended(self, run: Run, waiting_for: str, seconds: float | None) -> None:
+        if self.runs.get(run.id) is run:
+            del self.runs[run.id]
+        if telemetry.wanted(telemetry.WorkflowSuspended):
+            telemetry.emit(
+                telemetry.WorkflowSuspended(workflow_id=run.id, name=run.name, waiting_for=waiting_for, seconds=seconds)
+            )
+
+    def run_awoken(self, run: Run) -> None:
+        if run.over:  # its code has ended, with an attempt that failed: another run goes on
+            self._release(run, stalls=0)
+        else:
+            self._on_awoken(run.id)
 
     def run_lost(self, run: Run, reason: str) -> None:
         self._drop(run, reason)

@@ -57,6 +57,7 @@ class Registration:
     queues: tuple[str, ...] | None
     concurrency: int
     lease: timedelta
+    only_version: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +81,7 @@ class Lease:
         *,
         on_held: Callable[[UUID], None],
         on_lost: Callable[[UUID, str], None],
-        on_beat: Callable[[int], None],
+        on_beat: Callable[[int, int], None],
         long_bodies: Callable[[float], Sequence[Body]],
         connect: Connect | None = None,
         monotonic: Callable[[], float] = time.monotonic,
@@ -192,7 +193,7 @@ class Lease:
             try:
                 await database.attempt(
                     "register_worker", SHARD, id, me.app, me.version, host, pid, queues, json.dumps(me.names),
-                    me.concurrency, self._seconds,
+                    me.concurrency, self._seconds, me.only_version,
                 )  # fmt: skip
                 (clock,) = await database.attempt("clock")
             except PerdureError:
@@ -243,7 +244,7 @@ class Lease:
                 return "this process was frozen for longer than the lease"
             self._valid_until = sent + self._seconds
             self._clock = (rows[0].now, self._monotonic())
-            self._call(self._on_beat, rows[0].held)
+            self._call(self._on_beat, *rows[0].held)
             pause = self._beat_seconds
             await self._show_bodies(database, id)
         return None

@@ -6,6 +6,14 @@ What the code asks for comes in by its scopes (`call`, `value`); what it records
 - *Barrier*: an effect (a step's body that isn't pure) begins only when everything that was delivered earlier, to any
   task of the run, is durable (`durable`). So whoever replays after a crash sees at least what the effect was based on.
 - *The end*: the result travels behind all outcomes of the run, in the same flush or a later one.
+- *Out of memory*: when all tasks of a run wait for what needn't be waited for here, and for longer than a moment, the
+  run suspends, behind all that it has queued (see writer.py for what comes in between). Its tasks are unwound like
+  those of a run that ended; a later run replays to where they stood, perhaps on another worker.
+- *Asked to end* (a cancellation, a deadline): CancelledError goes to the workflow's code at its await, as an outcome:
+  recorded, with a position, when the run is at rest. So a replay gets it at the same place, and what the code does
+  about it (compensations) is served like anything else. It is delivered once.
+- *Failed, with attempts left* (`retry=` of the workflow): it suspends, and what it failed from is set aside in the same
+  flush, so the next run asks for that anew, and replays everything else.
 - *Ended from outside* (lost, handed over, refused): the run is over from that moment. Every call of a primitive or step
   raises `RunEnded`, what it had queued is dropped, its tasks are cancelled, at most three times, and what they still
   return or raise is thrown away. So plain code in `finally` may run several times, on several workers.
@@ -19,7 +27,8 @@ import logging
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextvars import copy_context
-from datetime import datetime
+from datetime import datetime, timedelta
+from random import Random
 from typing import Any, Protocol, cast
 from uuid import UUID
 
@@ -27,18 +36,30 @@ from perdure import failures, telemetry
 from perdure.authoring.context import CURRENT
 from perdure.authoring.workflows import Workflow
 from perdure.codec import Codec
-from perdure.engine import calls
+from perdure.engine import calls, foreign, waiting
+from perdure.engine.alarms import Alarms
 from perdure.engine.delivery import Delivery
 from perdure.engine.scopes import Scope
 from perdure.engine.threads import Threads
+from perdure.engine.waiting import Limit, Waits
 from perdure.engine.writer import Writer
-from perdure.errors import InvalidArguments, ReplayMismatch, RunEnded, SerializationError
+from perdure.errors import (
+    DeadlineExceeded,
+    InvalidArguments,
+    ReplayMismatch,
+    RunEnded,
+    SerializationError,
+    WorkflowCancelled,
+)
 from perdure.failures import Catalogue
-from perdure.model.keys import INPUT
-from perdure.model.records import Checkpoint, Claim, Recorded
+from perdure.model.keys import CANCEL, CANCELLED, DEADLINE, INPUT, RESULT, attempt_key, attempted_key, waited_key
+from perdure.model.records import Checkpoint, Claim, Recorded, Suspension
 
 _CANCELS = 3
 _LEFT_ALONE_SECONDS = 1.0
+_CHANCE = Random()
+_HOPELESS = (InvalidArguments, SerializationError, ReplayMismatch)
+"""What a workflow that is tried again fails with again."""
 
 
 class Host(Protocol):
@@ -48,10 +69,13 @@ class Host(Protocol):
     writer: Writer
     threads: Threads
     transactions: calls.Transactions
+    alarms: Alarms
+    suspends_from: float
     catalogue: Catalogue
     codec: Codec | None
     max_payload: int
     draining: bool
+    version: str
 
     def time(self) -> datetime:
         """The database's time, as well as it is known here."""
@@ -62,6 +86,12 @@ class Host(Protocol):
 
     def run_ended(self, run: Run, status: str, payload: str) -> None:
         """Its result is durable."""
+
+    def run_suspended(self, run: Run, waiting_for: str, seconds: float | None) -> None:
+        """It waits in the database."""
+
+    def run_awoken(self, run: Run) -> None:
+        """Somebody has something for it, and it must be looked at."""
 
     def run_lost(self, run: Run, reason: str) -> None:
         """It is over here, without a result."""
@@ -82,8 +112,11 @@ class Run:
         self.epoch = claim.epoch
         self.recoveries = claim.recoveries
         self.started_at = claim.started_at
+        self.deadline: datetime | None = claim.deadline
         self.attempt = 1
         self.over = False
+        self.seen = claim.wakes
+        """How often it had been woken when it last looked."""
         self.refusals = 0
         self.bodies: dict[str, tuple[int, float]] = {}
         """The steps whose bodies run now: key -> (attempt, loop time)."""
@@ -91,11 +124,22 @@ class Run:
         """What was recorded and hasn't been asked for yet."""
         self.failed_attempts: dict[str, Recorded] = {}
         """The last failed attempt of steps that have no outcome yet."""
+        self.timers: dict[str, float] = {}
+        """Waits that began before: the key of each, and the seconds that were left of it."""
+        self.waits = Waits(host.alarms)
+        self._suspension: Suspension | None = None
+        self._requests: dict[str, str] = {}
+        self._cancelled_at: Recorded | None = None
+        self._cancellation: str | None = None  # who asks it to end: $cancel or $deadline, once that is on its way
+        self._reason = ""
+        self._is_cancelled = False
+        self._patches: dict[str, bool] = {}
+        self._task: asyncio.Task[None] | None = None
         self._input = claim.input
         position = 0
         if claim.history:
             position = self._remember(claim.history)
-        self.delivery = Delivery(host.loop, position)
+        self.delivery = Delivery(host.loop, position, self._at_rest)
         self._put = 0
         self._acknowledged = 0
         self._barriers: deque[tuple[int, asyncio.Future[None]]] = deque()
@@ -107,11 +151,21 @@ class Run:
         for recorded in history:
             if recorded.kind == "input":
                 self._input = recorded.payload or "{}"
-            elif recorded.kind == "attempt":
-                step_key = recorded.key.rpartition("#a")[0]
+            elif recorded.kind in ("attempt", "park"):
+                step_key = attempted_key(recorded.key)
+                if step_key == RESULT:
+                    self.attempt = max(self.attempt, recorded.attempts + 1)
+                    continue
                 known = self.failed_attempts.get(step_key)
                 if known is None or known.attempts < recorded.attempts:
                     self.failed_attempts[step_key] = recorded
+            elif recorded.kind == "timer":
+                self.timers[waited_key(recorded.key)] = recorded.remaining or 0.0
+            elif recorded.kind == "request":
+                self._requests[recorded.key] = recorded.payload or "null"
+            elif recorded.kind == "cancel":
+                self._cancelled_at = recorded
+                position = max(position, recorded.position)
             elif recorded.key != INPUT:
                 self.history[recorded.key] = recorded
                 position = max(position, recorded.position)
@@ -124,14 +178,23 @@ class Run:
         scope = Scope(self)
         context = copy_context()
         context.run(CURRENT.set, scope)
-        task = self.host.loop.create_task(self._main(), context=context)
+        task = self._task = self.host.loop.create_task(self._main(), context=context)
         scope.bind(task)
         task.add_done_callback(self._main_ended)
+        if self._cancelled_at is not None:
+            self._cancel(*_said(self._cancelled_at.payload), self.delivery.recorded(self._cancelled_at.position))
+        for key in (CANCEL, DEADLINE):
+            if key in self._requests:
+                self.request(key, self._requests[key])
         task.add_done_callback(lambda _: scope.close())
 
     async def _main(self) -> None:
         try:
-            status, payload = await self._execute()
+            status, payload, failure = await self._execute()
+            pause = None if failure is None else self._pause_after(failure)
+            if failure is not None and pause is not None:
+                await self._try_again(failure, payload, pause)
+                return
         except RunEnded:
             return
         except Exception as error:  # ours, or a codec's: counted, so that it comes to an end
@@ -144,24 +207,58 @@ class Run:
         self.over = True
         self.host.writer.complete(self, status, payload)
 
-    async def _execute(self) -> tuple[str, str]:
-        """Run the function; returns the status and the payload of the result."""
+    async def _execute(self) -> tuple[str, str, Exception | None]:
+        """Run the function; returns the status and the payload of the result, and what it failed with."""
         workflow = self.workflow
         text = self.decoded(self._input)
         try:
             args, kwargs = workflow.parameters.load(text)
         except (InvalidArguments, SerializationError) as error:
-            return "error", self._failure(error)
+            return "error", self._failure(error), error
         try:
             value = await workflow.fn(*args, **kwargs)
             text, _ = workflow.shape.settle(value, workflow.where, self.host.max_payload)
-            return "success", self.encoded(text)
+            return "success", self.encoded(text), None
         except (RunEnded, KeyboardInterrupt):
             raise
         except BaseException as error:
             if self.over:
                 raise RunEnded from None
-            return "error", self._failure(error)
+            if isinstance(error, asyncio.CancelledError) and self._is_cancelled:
+                if self._cancellation == DEADLINE:
+                    return "error", self._failure(DeadlineExceeded(str(self.deadline))), None
+                return "cancelled", failures.record(WorkflowCancelled(self._reason)), None
+            return "error", self._failure(error), error if isinstance(error, Exception) else None
+
+    def _pause_after(self, error: Exception) -> timedelta | None:
+        """How long to wait until the whole workflow is tried again; None: it has failed."""
+        retry = self.workflow.retry
+        if retry is None or self._is_cancelled or isinstance(error, _HOPELESS):
+            return None
+        return retry.pause(error, self.attempt, _CHANCE)
+
+    async def _try_again(self, error: Exception, payload: str, pause: timedelta) -> None:
+        """Leave memory until the next attempt; what this one failed from won't be there any more."""
+        await self.durable()  # what is set aside must be there
+        seconds = pause.total_seconds()
+        telemetry.emit(
+            telemetry.WorkflowRetries(
+                workflow_id=self.id,
+                name=self.name,
+                attempt=self.attempt,
+                error_type=type(error).__qualname__,
+                seconds=seconds,
+            )
+        )
+        key = attempt_key(RESULT, self.attempt)
+        self.record(Checkpoint(key, "attempt", 0, "error", payload, 0, self.attempt, None, seconds))
+        aside = tuple(
+            key
+            for step, attempts in failures.steps(error)
+            for key in (step, *(attempt_key(step, attempt) for attempt in range(1, attempts)))
+        )
+        self.over = True
+        self._suspend(Suspension("retry", self.host.loop.time() + seconds, self.seen, aside))
 
     def _failure(self, error: BaseException) -> str:
         telemetry.emit(
@@ -175,6 +272,9 @@ class Run:
         self.over = True
         if self.delivery.tasks - {task}:
             self._unwind(0)
+        # The task's context refers to the run, and so does the delivery: it must not wait for the garbage collector.
+        self._task = None
+        self.delivery.close()
         self.host.code_ended(self)
 
     def end(self) -> None:
@@ -187,6 +287,7 @@ class Run:
         if self.over:
             return
         self.over = True
+        self.waits.clear()
         barriers, self._barriers = self._barriers, deque()
         for _, future in barriers:
             if not future.done():
@@ -230,11 +331,41 @@ class Run:
         recorded = self.history.pop(key, None)
         if recorded is not None:
             if recorded.kind != "value":
-                raise ReplayMismatch(key, f"a {recorded.kind}", "a value")
+                raise self.mismatch(recorded, f"a value ({key})")
             return json.loads(recorded.payload or "null")
         value = make()
         self.record(Checkpoint(key, "value", self.delivery.next(), "success", json.dumps(value)))
         return value
+
+    async def sleep(self, key: str, name: str, delay: Callable[[], timedelta]) -> None:
+        """A durable wait, under the key that was drawn for it."""
+        if self.over:
+            raise RunEnded
+        await waiting.sleep(self, key, name, delay)
+
+    def patched(self, name: str) -> bool:
+        """Whether it takes the new path: it does if it hadn't come so far before, which is recorded."""
+        if self.over:
+            raise RunEnded
+        if name not in self._patches:
+            key = f"patched({name})"
+            self._patches[name] = key in self.history or not self.replaying
+            if self._patches[name]:
+                self.value(key, lambda: True)
+        return self._patches[name]
+
+    def limit(self, key: str, delay: timedelta | None) -> Limit:
+        """A durable limit of time."""
+        if self.over:
+            raise RunEnded
+        return Limit(self, key, delay)
+
+    def mismatch(self, recorded: Recorded, asked: str) -> ReplayMismatch:
+        """The error that says that the code asks for something else than what was recorded."""
+        position = recorded.position
+        return ReplayMismatch(
+            recorded.key, recorded.described, asked, position, recorded.version or "", self.host.version
+        )
 
     def time(self) -> str:
         """The database's time, in ISO format."""
@@ -243,7 +374,7 @@ class Run:
     @property
     def replaying(self) -> bool:
         """Whether something recorded is still to be served."""
-        return bool(self.history)
+        return bool(self.history) or (self._cancelled_at is not None and not self._is_cancelled)
 
     @property
     def logger(self) -> logging.LoggerAdapter[logging.Logger]:
@@ -298,6 +429,78 @@ class Run:
         """A payload as it was before it was stored."""
         return text if self.host.codec is None else self.host.codec.decode(text)
 
+    # --- leaving memory --------------------------------------------------------------------------------------------
+
+    def consider(self) -> None:
+        """Something has changed outside: see whether it can leave memory."""
+        self.delivery.look()
+
+    def _at_rest(self) -> None:
+        """None of its tasks can go on, and there is nothing to deliver."""
+        if self.over or self.waits.frozen or self.delivery.is_busy:
+            return
+        if any(not foreign.waits_for_own(task, self.delivery.tasks) for task in self.delivery.awake):
+            return  # for something that perdure doesn't know, and that a replay would begin anew
+        kind, due = self.waits.earliest()
+        if due is not None and not self.host.draining:
+            left = due - self.host.loop.time()
+            if left <= self.host.suspends_from:
+                return
+        self.waits.frozen = True
+        self._suspend(Suspension(kind, due, self.seen))
+
+    def _suspend(self, suspension: Suspension) -> None:
+        self._suspension = suspension
+        self.host.writer.suspend(self, suspension)
+
+    def suspended(self) -> None:
+        suspension = self._suspension
+        assert suspension is not None
+        seconds = None if suspension.due is None else suspension.due - self.host.loop.time()
+        self.stop()
+        self.host.run_suspended(self, suspension.waiting_for, seconds)
+
+    def awoken(self) -> None:
+        self._suspension = None
+        self.waits.thaw()
+        self.host.run_awoken(self)
+        if not self.over:
+            self.delivery.look()
+
+    # --- being asked to end ----------------------------------------------------------------------------------------
+
+    def look(self, wakes: int, requests: dict[str, str], parked: frozenset[str]) -> None:
+        """What somebody has for it: requests, and which of its steps are still parked."""
+        self.seen = max(self.seen, wakes)
+        for key in (CANCEL, DEADLINE):
+            if key in requests:
+                self.request(key, requests[key])
+        for key in self.waits.of("operator"):
+            if key not in parked:
+                self.waits.release(key)
+
+    def request(self, key: str, payload: str) -> None:
+        """Somebody asks it to end: it is told when it is at rest, after everything that was recorded."""
+        if self.over or self.waits.frozen or self._cancellation is not None:
+            return
+        self._cancel(key, _said(payload)[1], self.delivery.arrived(self.host.loop.time()))
+
+    def _cancel(self, key: str, reason: str, turn: asyncio.Future[int]) -> None:
+        self._cancellation, self._reason = key, reason
+        turn.add_done_callback(self._cancel_now)
+
+    def _cancel_now(self, turn: asyncio.Future[int]) -> None:
+        if turn.cancelled() or self.over:
+            return
+        if self._cancelled_at is None:
+            said = json.dumps({"by": self._cancellation, "reason": self._reason})
+            self.record(Checkpoint(CANCELLED, "cancel", turn.result(), "cancelled", said))
+            why = "its deadline has passed" if self._cancellation == DEADLINE else "it was cancelled"
+            telemetry.emit(telemetry.WorkflowCancelling(workflow_id=self.id, name=self.name, why=why))
+        self._is_cancelled = True
+        if self._task is not None:
+            self._task.cancel()
+
     # --- what the writer tells -------------------------------------------------------------------------------------
 
     def written(self, checkpoints: int) -> None:
@@ -321,6 +524,18 @@ class Run:
             return
         error = SerializationError(f"a checkpoint of workflow {self.name!r}", "as PostgreSQL sees it", reason)
         self.host.writer.complete(self, "error", failures.record(error))
+
+
+def _said(payload: str | None) -> tuple[str, str]:
+    """Who asked it to end, and why, from what anybody may have written there."""
+    try:
+        said: Any = json.loads(payload or "null")
+    except ValueError:
+        said = None
+    if not isinstance(said, dict):
+        return CANCEL, ""
+    given = cast("dict[str, Any]", said)
+    return (DEADLINE if given.get("by") == DEADLINE else CANCEL), str(given.get("reason") or "")
 
 
 class _Logger(logging.LoggerAdapter[logging.Logger]):

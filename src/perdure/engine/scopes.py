@@ -21,7 +21,8 @@ import contextvars
 import re
 import weakref
 from collections.abc import Callable, Coroutine
-from datetime import datetime
+from contextlib import AbstractAsyncContextManager
+from datetime import datetime, timedelta
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -52,6 +53,11 @@ class Running(Protocol):
     def call(self, key: str, step: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Coroutine[Any, Any, Any]: ...
     def value(self, key: str, make: Callable[[], Any]) -> Any: ...
     def time(self) -> str: ...
+    def sleep(self, key: str, name: str, delay: Callable[[], timedelta]) -> Coroutine[Any, Any, None]: ...
+    def limit(self, key: str, delay: timedelta | None) -> AbstractAsyncContextManager[Any]: ...
+    def patched(self, name: str) -> bool: ...
+    @property
+    def deadline(self) -> datetime | None: ...
 
 
 class Scope:
@@ -134,6 +140,15 @@ class Scope:
     def time(self) -> str:
         return self.run.time()
 
+    def sleep(self, name: str, delay: Callable[[], timedelta]) -> Coroutine[Any, Any, None]:
+        return self.run.sleep(self.draw(f"{name}()"), name, delay)
+
+    def limit(self, delay: timedelta | None) -> AbstractAsyncContextManager[Any]:
+        return self.run.limit(self.draw("timeout()"), delay)
+
+    def patched(self, name: str) -> bool:
+        return self.run.patched(name)
+
     def check_verb(self) -> None:
         raise WrongPlace(_IN_WORKFLOW)
 
@@ -154,7 +169,7 @@ class Scope:
 
     @property
     def deadline(self) -> datetime | None:
-        return None
+        return self.run.deadline
 
     @property
     def idempotency_key(self) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Coroutine
-from datetime import datetime
-from typing import Any, Protocol
+from datetime import datetime, timedelta
+from typing import Any, NoReturn, Protocol
 from uuid import UUID
 
 from perdure.authoring.steps import Step, direct
@@ -22,6 +22,9 @@ class Caller(Protocol):
     def name(self) -> str: ...
     @property
     def over(self) -> bool: ...
+
+    deadline: datetime | None
+
     def time(self) -> str: ...
 
 
@@ -48,6 +51,17 @@ class StepContext:
     def time(self) -> str:
         return self._run.time()
 
+    def sleep(self, name: str, delay: Callable[[], timedelta]) -> NoReturn:
+        raise NotInWorkflow(
+            f"{name}()", "in a step use asyncio.sleep() or time.sleep(): what a step does isn't recorded"
+        )
+
+    def limit(self, delay: timedelta | None) -> NoReturn:
+        raise NotInWorkflow("timeout()", "in a step use asyncio.timeout(), or give the step a timeout=")
+
+    def patched(self, name: str) -> NoReturn:
+        raise NotInWorkflow("patched()", "it says which of two paths a workflow's history is of; a step has none")
+
     def check_verb(self) -> None:
         """A step may do what it likes."""
 
@@ -66,7 +80,7 @@ class StepContext:
 
     @property
     def deadline(self) -> datetime | None:
-        return None
+        return self._run.deadline
 
     @property
     def idempotency_key(self) -> str:
@@ -87,6 +101,7 @@ class StepContext:
         """Raise if this attempt was cancelled or timed out, so that a thread can end early."""
         if self._run.over:
             raise RunEnded
+        if self.is_cancelled and self._step.timeout is not None:
+            raise StepTimeout(self.name, self._step.timeout.total_seconds())
         if self.is_cancelled:
-            timeout = self._step.timeout
-            raise StepTimeout(self.name, timeout.total_seconds() if timeout else 0.0)
+            raise RunEnded

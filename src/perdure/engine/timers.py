@@ -1,11 +1,22 @@
-"""Timers: what waits until a certain time becomes pending when the database's clock says so, never earlier."""
+"""Timers: what waits until a certain time becomes pending when the database's clock says so, never earlier.
+
+Sleeping workflows, pauses between attempts, delayed starts and limits of time are rows of `waits`; deadlines are rows
+of their own, because a workflow has one whether it waits or not. A deadline that has passed is a request to end
+(`cancel`), like an operator's. It is forgotten only when that is done: should the process die in between, the next look
+does it again, and finds the request there.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterable
+from uuid import UUID
 
+from perdure import failures, telemetry
 from perdure.engine.loop import Loop, Turns
-from perdure.store.arrays import Texts
+from perdure.errors import DeadlineExceeded
+from perdure.model.keys import DEADLINE
+from perdure.store.arrays import Texts, Uuids
 from perdure.store.database import Database
 from perdure.store.statements import SHARD
 
@@ -19,12 +30,19 @@ class Timers(Loop):
     name = "timers"
 
     def __init__(
-        self, database: Database, names: tuple[str, ...], *, turns: Turns, on_woken: Callable[[set[str]], None]
+        self,
+        database: Database,
+        names: tuple[str, ...],
+        *,
+        turns: Turns,
+        on_woken: Callable[[set[str]], None],
+        on_asked: Callable[[Iterable[UUID]], None],
     ) -> None:
         super().__init__(_LOOK_SECONDS, turns=turns)
         self._database = database
         self._names = Texts(names)
         self._on_woken = on_woken
+        self._on_asked = on_asked
         self._ticks = 0
 
     async def tick(self) -> float | None:
@@ -35,12 +53,31 @@ class Timers(Loop):
         woken: set[str] = set()
         while rows := await self._database.attempt("wake_due", SHARD, _BATCH):
             woken.update(row.queue for row in rows)
+        while due := await self._database.attempt("due_deadlines", SHARD, _BATCH):
+            woken |= await self._end([row.workflow_id for row in due])
         if self._ticks % 30 == 0:
             # Parked for want of a worker that knows them: at our registration, and for whoever parked them since.
             while rows := await self._database.attempt("unpark", SHARD, self._names, _BATCH):
                 woken.update(row.queue for row in rows)
         self._ticks += 1
         if woken:
+            telemetry.emit(telemetry.WorkflowsWoken(queues=tuple(sorted(woken))))
             self._on_woken(woken)
         (next_due,) = await self._database.attempt("next_due", SHARD)
         return None if next_due.seconds is None else max(0.001, min(_LOOK_SECONDS, next_due.seconds))
+
+    async def _end(self, ids: list[UUID]) -> set[str]:
+        """The time of these is over; returns the queues in which they are pending now."""
+        said = json.dumps({"by": DEADLINE, "reason": "its deadline has passed"})
+        result = failures.record(DeadlineExceeded("which passed before it could begin"))
+        rows = await self._database.attempt("cancel", SHARD, Uuids(ids), DEADLINE, said, None, "error", result)
+        reached = {row.workflow_id for row in rows}
+        left = [id for id in ids if id not in reached]
+        if left:  # ended, as most are; or it moves in this moment, and the next look finds it
+            states = await self._database.attempt("states", SHARD, Uuids(left))
+            moving = {row.id for row in states if row.status in (None, "pending", "running", "waiting")}
+        else:
+            moving = set[UUID]()
+        await self._database.attempt("forget_deadlines", SHARD, Uuids(id for id in ids if id not in moving))
+        self._on_asked([row.workflow_id for row in rows if not row.ended])
+        return {row.queue for row in rows}

@@ -10,6 +10,11 @@ UPDATE), and every other part of it reads from those locks, so
 
 States of a part (what one run puts into a flush): gathered -> in flight -> written | lost | refused.
 
+A part may end its run (its result) or let it leave memory (its suspension), behind all outcomes that it carries. A
+suspension names how often the run has seen itself woken; where the entry says more, somebody has something for it, and
+the run stays (`awoken`). Both sides lock the entry, so one of them comes first: the sender finds the entry, and the
+suspension is refused, or the suspension is committed, and the sender finds the `waits` row.
+
 What can go wrong, and why it is safe:
 
 - *Not held*: an entry has gone to somebody else (recovered, terminated). Nothing was written. A fresh read of the
@@ -40,7 +45,7 @@ import psycopg
 from perdure import telemetry
 from perdure.errors import ConfigurationError
 from perdure.model.keys import RESULT
-from perdure.model.records import Checkpoint
+from perdure.model.records import Checkpoint, Suspension
 from perdure.store.arrays import Array, BigInts, Floats, Ints, Texts, Times, Uuids, columns
 from perdure.store.database import Database, Interrupted, backoff
 from perdure.store.statements import SHARD
@@ -48,6 +53,7 @@ from perdure.store.statements import SHARD
 _MAX_ROWS = 3000
 _MAX_BYTES = 8 * 1024 * 1024
 _WITNESSES = 100
+_NOBODY: frozenset[UUID] = frozenset()
 _COLUMNS = (Uuids, BigInts, Texts, Texts, Ints, Texts, Texts, BigInts, Ints, Floats, Floats)
 
 
@@ -67,6 +73,12 @@ class Writing(Protocol):
     def ended(self, status: str, payload: str) -> None:
         """Its result is durable."""
 
+    def suspended(self) -> None:
+        """It waits in the database now."""
+
+    def awoken(self) -> None:
+        """It doesn't: somebody has something for it."""
+
     def lost(self, reason: str) -> None:
         """This worker doesn't hold it any more."""
 
@@ -77,12 +89,13 @@ class Writing(Protocol):
 class Part:
     """What one run puts into a flush."""
 
-    __slots__ = ("checkpoints", "result", "run", "size")
+    __slots__ = ("checkpoints", "result", "run", "size", "suspension")
 
     def __init__(self, run: Writing) -> None:
         self.run = run
         self.checkpoints: list[Checkpoint] = []
         self.result: tuple[str, str] | None = None
+        self.suspension: Suspension | None = None
         self.size = 0
 
 
@@ -110,6 +123,10 @@ class Writer:
         part = self._part(run)
         part.result = (status, payload)
         part.size += len(payload)
+
+    def suspend(self, run: Writing, suspension: Suspension) -> None:
+        """A run leaves memory: in one flush with whatever of it isn't durable yet."""
+        self._part(run).suspension = suspension
 
     def discard(self, run: Writing) -> None:
         """That run is over here: what it had gathered is dropped."""
@@ -167,8 +184,11 @@ class Writer:
         interrupted = False
         while parts:
             try:
-                if await self._write(parts) or (in_doubt and await self._was_committed(parts)):
-                    return self._acknowledge(parts)
+                awake = await self._write(parts)
+                if awake is None and in_doubt and await self._was_committed(parts):
+                    awake = await self._awake(parts)
+                if awake is not None:
+                    return self._acknowledge(parts, awake)
                 parts = await self._without_lost(parts)
             except Interrupted as interruption:
                 if interruption.outcome_unknown:
@@ -187,8 +207,10 @@ class Writer:
 
     async def _split(self, parts: list[Part], error: psycopg.Error, *, in_doubt: bool) -> None:
         """Something among these is refused: halve, until the culprit is alone."""
-        if in_doubt and await self._settled(parts):
-            return self._acknowledge(parts)
+        if in_doubt:
+            awake = await self._settled(parts)
+            if awake is not None:
+                return self._acknowledge(parts, awake)
         if len(parts) > 1:
             middle = len(parts) // 2
             await self._flush(parts[:middle], in_doubt=in_doubt)
@@ -201,13 +223,14 @@ class Writer:
         telemetry.emit(telemetry.CheckpointRefused(workflow_id=run.id, name=run.name, reason=reason))
         return run.refused(reason)
 
-    def _acknowledge(self, parts: list[Part]) -> None:
+    def _acknowledge(self, parts: list[Part], awake: frozenset[UUID]) -> None:
         if telemetry.wanted(telemetry.FlushCommitted):
             telemetry.emit(
                 telemetry.FlushCommitted(
                     workflows=len(parts),
                     checkpoints=sum(len(part.checkpoints) for part in parts),
                     ended=sum(part.result is not None for part in parts),
+                    suspended=sum(part.suspension is not None for part in parts) - len(awake),
                 )
             )
         for part in parts:
@@ -215,13 +238,17 @@ class Writer:
                 part.run.written(len(part.checkpoints))
             if part.result is not None:
                 part.run.ended(*part.result)
+            elif part.suspension is not None and part.run.id in awake:
+                part.run.awoken()
+            elif part.suspension is not None:
+                part.run.suspended()
 
     # --- statements ------------------------------------------------------------------------------------------------
 
-    async def _write(self, parts: Sequence[Part]) -> bool:
-        """One flush; false: something isn't held, and nothing was written."""
+    async def _write(self, parts: Sequence[Part]) -> frozenset[UUID] | None:
+        """One flush: which runs don't suspend after all; None: something isn't held, and nothing was written."""
         worker_id = parts[0].run.worker_id
-        going = [part.run for part in parts if part.result is None]
+        going = [part.run for part in parts if part.result is None and part.suspension is None]
         rows = [(part.run.id, part.run.epoch, *checkpoint) for part in parts for checkpoint in part.checkpoints]
         recorded: list[Any] = [
             SHARD,
@@ -232,9 +259,10 @@ class Writer:
             *columns(rows, _COLUMNS),
         ]
         ended = [(part.run, *part.result) for part in parts if part.result is not None]
-        if not ended:
+        suspended = [(part.run, part.suspension) for part in parts if part.suspension is not None]
+        if not ended and not suspended:
             (answer,) = await self._database.attempt("record", *recorded)
-            return bool(answer.held)
+            return _NOBODY if answer.held else None
         results: list[Array | int] = [
             Uuids([run.id for run, _, _ in ended]),
             sum(run.epoch for run, _, _ in ended),
@@ -244,22 +272,48 @@ class Writer:
             Ints([run.recoveries for run, _, _ in ended]),
             Times([run.started_at for run, _, _ in ended]),
         ]
-        (answer,) = await self._database.attempt("complete", *recorded, *results)
-        return bool(answer.held)
+        if not suspended:
+            (answer,) = await self._database.attempt("complete", *recorded, *results)
+            return _NOBODY if answer.held else None
+        now = asyncio.get_running_loop().time()
+        asides = [(run.id, key) for run, suspension in suspended for key in suspension.aside]
+        (answer,) = await self._database.attempt(
+            "suspend",
+            *recorded,
+            *results,
+            Uuids([run.id for run, _ in suspended]),
+            sum(run.epoch for run, _ in suspended),
+            BigInts([suspension.seen for _, suspension in suspended]),
+            Texts([suspension.waiting_for for _, suspension in suspended]),
+            Floats([None if due is None else max(0.0, due - now) for _, (_, due, *_) in suspended]),
+            *columns(asides, (Uuids, Texts)),
+        )
+        return frozenset(answer.awake) if answer.held else None
 
     async def _was_committed(self, parts: Sequence[Part]) -> bool:
         """Whether a flush without an answer took effect: any one of its rows tells."""
         rows = [(part.run.id, checkpoint.key, part.run.epoch) for part in parts for checkpoint in part.checkpoints]
         rows += [(part.run.id, RESULT, part.run.epoch) for part in parts if part.result is not None]
+        if not rows:
+            return False  # suspensions only: who isn't held is over here, one way or the other
         witnesses = columns(rows[:_WITNESSES], (Uuids, Texts, BigInts))
         (answer,) = await self._database.attempt("recorded", SHARD, parts[0].run.worker_id, *witnesses)
         return bool(answer.committed)
 
-    async def _settled(self, parts: Sequence[Part]) -> bool:
-        """The same, asked until the database answers."""
+    async def _awake(self, parts: Sequence[Part]) -> frozenset[UUID]:
+        """Of a flush that was committed: which of its suspensions were refused. Their entries are still held."""
+        runs = [part.run for part in parts if part.suspension is not None]
+        if not runs:
+            return _NOBODY
+        rows = await self._database.attempt("held_among", SHARD, runs[0].worker_id, Uuids([run.id for run in runs]))
+        held = {(row.workflow_id, row.epoch) for row in rows}
+        return frozenset(run.id for run in runs if (run.id, run.epoch) in held)
+
+    async def _settled(self, parts: Sequence[Part]) -> frozenset[UUID] | None:
+        """Whether it was, and the same, asked until the database answers."""
         for pause in backoff():
             try:
-                return await self._was_committed(parts)
+                return await self._awake(parts) if await self._was_committed(parts) else None
             except (Interrupted, ConfigurationError):
                 await asyncio.sleep(pause)
         raise AssertionError("backoff never ends")

@@ -14,6 +14,10 @@ from perdure.errors import PerdureError
 
 INPUT = "$input"
 RESULT = "$result"
+CANCEL = "$cancel"
+"""Somebody asks that the workflow ends; `$deadline`: its time is over. `$cancelled`: it has been told."""
+DEADLINE = "$deadline"
+CANCELLED = "$cancelled"
 MAX_NAME = 200
 
 
@@ -57,3 +61,18 @@ def occurrence(name: str, count: int) -> str:
 def attempt_key(key: str, attempt: int) -> str:
     """Where a failed attempt at a step is recorded. `#` isn't followed by `a` in any other key."""
     return f"{key}#a{attempt}"
+
+
+def attempted_key(key: str) -> str:
+    """The key of the step that an attempt was at."""
+    return key.rpartition("#a")[0]
+
+
+def timer_key(key: str) -> str:
+    """Where it is recorded that a wait began, and when it is over; `key` is for its end."""
+    return f"{key}#t"
+
+
+def waited_key(key: str) -> str:
+    """The key of the wait whose beginning this is."""
+    return key.removesuffix("#t")

@@ -29,7 +29,7 @@ class Checkpoint(NamedTuple):
 class Recorded(NamedTuple):
     """An outcome that was recorded, as a replay reads it.
 
-    `remaining`: for a failed attempt, the seconds until the next one was due, at the time of loading.
+    `remaining`: of a failed attempt or a timer, the seconds until it was due, at the time of loading.
     """
 
     key: str
@@ -40,6 +40,27 @@ class Recorded(NamedTuple):
     args_hash: int
     attempts: int
     remaining: float | None
+    version: str | None = None
+
+    @property
+    def described(self) -> str:
+        """What it is, in words."""
+        if self.kind == "step":
+            name = self.key.rpartition("/")[2].partition("#")[0]
+            return f"step {name!r}"
+        return f"a {self.kind}"
+
+
+class Suspension(NamedTuple):
+    """How a run leaves memory: what it waits for, and until when (by the loop's clock; None: until it is woken).
+
+    `seen`: how often it had been woken when it last looked. `aside`: keys of checkpoints that its next run asks anew.
+    """
+
+    waiting_for: str
+    due: float | None
+    seen: int
+    aside: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +75,8 @@ class Claim:
     started_at: datetime
     recoveries: int = 0
     stalls: int = 0
+    wakes: int = 0
+    deadline: datetime | None = None
     history: tuple[Recorded, ...] = ()
 
 
@@ -113,6 +136,7 @@ class StepInfo:
     worker_id: UUID | None
     epoch: int
     version: str | None
+    wake_at: datetime | None
 
 
 Info = TypeVar("Info", WorkflowInfo, StepInfo)

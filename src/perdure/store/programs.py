@@ -38,11 +38,12 @@ class NewWorkflow:
     on_conflict: OnConflict = "attach"
     delay: float | None = None
     start_at: datetime | None = None
+    timeout: float | None = None
 
     @property
     def is_plain(self) -> bool:
-        """Nothing can be in its way: no key, no time to wait for."""
-        return self.key is None and self.delay is None and self.start_at is None
+        """Nothing can be in its way: no key, no time to wait for, and none to end at."""
+        return self.key is None and self.delay is None and self.start_at is None and self.timeout is None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +71,8 @@ def start_keyed(news: Sequence[NewWorkflow], *, lock_timeout: str | None) -> Pro
     while waiting:
         again: list[NewWorkflow] = []
         for batch in _without_twins(waiting):
-            rows = yield "start_keyed", (*_start_params(batch), *_later_params(batch), lock_timeout)
+            timeouts = Floats([new.timeout for new in batch])
+            rows = yield "start_keyed", (*_start_params(batch), *_later_params(batch), lock_timeout, timeouts)
             inserted = {row.id for row in rows}
             outcomes |= {new.id: Started(id=new.id, started=True) for new in batch if new.id in inserted}
             taken = [new for new in batch if new.id not in inserted]

@@ -36,7 +36,7 @@ WITH held AS MATERIALIZED (
 SELECT yes AS held FROM all_held;
 
 -- :name complete
--- running -> success | error. The writer, once a flush: as record, with runs that end.
+-- running -> success | error | cancelled. The writer, once a flush: as record, with runs that end.
 -- $1 .. $16 as in record · $17 ids uuid[] of the runs that end · $18 sum of their epochs int8
 -- $19 statuses text[] · $20 payloads text[] · $21 epochs int8[] · $22 recoveries int4[] · $23 started_at timestamptz[]
 -- Locks what goes on FOR SHARE, what ends FOR UPDATE. held = false: as in record; nothing was written or deleted.
@@ -85,6 +85,101 @@ WITH going AS MATERIALIZED (
       AND (SELECT yes FROM all_held)
 )
 SELECT yes AS held FROM all_held;
+
+-- :name suspend
+-- running -> waiting | success | error | cancelled. The writer, once a flush: as complete, with runs that leave memory.
+-- $1 .. $23 as in complete · $24 ids uuid[] of the runs that suspend · $25 sum of their epochs int8
+-- $26 wakes int8[] that each has seen · $27 what each waits for text[] · $28 delays float8[] in seconds (null: none)
+-- $29 ids uuid[], $30 keys text[] of checkpoints that are set aside: the next run asks for them anew
+-- Locks what goes on FOR SHARE, what ends or suspends FOR UPDATE. held = false: as in record.
+-- awake: those that don't suspend, because somebody has something for them that they haven't seen. Whether they have is
+-- read from the locked entries; the rest of the entry doesn't change while it is held, so it may come from the snapshot.
+WITH going AS MATERIALIZED (
+    SELECT workflow_id, epoch
+    FROM perdure.queue_entries
+    WHERE shard = $1::int4 AND workflow_id = ANY ($3::uuid[]) AND worker_id IS NOT DISTINCT FROM $2::uuid
+    ORDER BY workflow_id
+    FOR SHARE
+), ending AS MATERIALIZED (
+    SELECT workflow_id, epoch
+    FROM perdure.queue_entries
+    WHERE shard = $1::int4 AND workflow_id = ANY ($17::uuid[]) AND worker_id IS NOT DISTINCT FROM $2::uuid
+    ORDER BY workflow_id
+    FOR UPDATE
+), suspending AS MATERIALIZED (
+    SELECT workflow_id, epoch, wakes
+    FROM perdure.queue_entries
+    WHERE shard = $1::int4 AND workflow_id = ANY ($24::uuid[]) AND worker_id IS NOT DISTINCT FROM $2::uuid
+    ORDER BY workflow_id
+    FOR UPDATE
+), all_held AS MATERIALIZED (
+    SELECT (SELECT pg_catalog.count(*) = pg_catalog.cardinality($3::uuid[])
+                   AND COALESCE(pg_catalog.sum(epoch), 0) = $4::int8
+            FROM going)
+       AND (SELECT pg_catalog.count(*) = pg_catalog.cardinality($17::uuid[])
+                   AND COALESCE(pg_catalog.sum(epoch), 0) = $18::int8
+            FROM ending)
+       AND (SELECT pg_catalog.count(*) = pg_catalog.cardinality($24::uuid[])
+                   AND COALESCE(pg_catalog.sum(epoch), 0) = $25::int8
+            FROM suspending) AS yes
+), recorded AS (
+    INSERT INTO perdure.checkpoints
+        (shard, workflow_id, key, kind, position, status, payload, args_hash, attempts, version, started_at, wake_at,
+         created_at, worker_id, epoch)
+    SELECT $1::int4, item.id, item.key, item.kind, item.position, item.status, item.payload::json, item.args_hash,
+           item.attempts, $5::text, perdure.now() - pg_catalog.make_interval(secs => item.duration),
+           perdure.now() + pg_catalog.make_interval(secs => item.delay), perdure.now(), $2::uuid, item.epoch
+    FROM unnest($6::uuid[], $7::int8[], $8::text[], $9::text[], $10::int4[], $11::text[], $12::text[], $13::int8[],
+                $14::int4[], $15::float8[], $16::float8[])
+        AS item (id, epoch, key, kind, position, status, payload, args_hash, attempts, duration, delay)
+    WHERE (SELECT yes FROM all_held)
+), results AS (
+    INSERT INTO perdure.checkpoints
+        (shard, workflow_id, key, kind, position, status, payload, recoveries, version, started_at, created_at,
+         worker_id, epoch)
+    SELECT $1::int4, item.id, '$result', 'result', 2147483647, item.status, item.payload::json, item.recoveries,
+           $5::text, item.started_at, perdure.now(), $2::uuid, item.epoch
+    FROM unnest($17::uuid[], $19::text[], $20::text[], $21::int8[], $22::int4[], $23::timestamptz[])
+        AS item (id, status, payload, epoch, recoveries, started_at)
+    WHERE (SELECT yes FROM all_held)
+), aside AS (
+    UPDATE perdure.checkpoints
+    SET key = '$history/' || epoch || '/' || key, kind = 'history'
+    WHERE shard = $1::int4 AND workflow_id = ANY ($29::uuid[])
+      AND ((workflow_id, key) IN (SELECT item.id, item.key FROM unnest($29::uuid[], $30::text[]) AS item (id, key)))
+          IS TRUE
+      AND (SELECT yes FROM all_held)
+), asleep AS MATERIALIZED (
+    SELECT workflow_id
+    FROM suspending
+    WHERE (SELECT yes FROM all_held)
+      AND ((workflow_id, wakes) IN (SELECT item.id, item.wakes FROM unnest($24::uuid[], $26::int8[]) AS item (id, wakes)))
+          IS TRUE
+), waiting AS (
+    INSERT INTO perdure.waits
+        (shard, workflow_id, waiting_for, wake_at, queue, name, priority, partition, enqueued_at, started_at, epoch,
+         recoveries, deadline, version, created_at)
+    SELECT $1::int4, item.id, item.waiting_for, perdure.now() + pg_catalog.make_interval(secs => item.delay),
+           entry.queue, entry.name, entry.priority, entry.partition, entry.enqueued_at, entry.started_at, entry.epoch,
+           entry.recoveries, entry.deadline, entry.version, perdure.now()
+    FROM unnest($24::uuid[], $27::text[], $28::float8[]) AS item (id, waiting_for, delay),
+         LATERAL (
+             SELECT queue, name, priority, partition, enqueued_at, started_at, epoch, recoveries, deadline, version
+             FROM perdure.queue_entries
+             WHERE shard = $1::int4 AND workflow_id = item.id
+             OFFSET 0) AS entry
+    WHERE (item.id IN (SELECT workflow_id FROM asleep)) IS TRUE
+), released AS (
+    DELETE FROM perdure.queue_entries
+    WHERE shard = $1::int4
+      AND workflow_id = ANY ($17::uuid[] || ARRAY(SELECT workflow_id FROM asleep))
+      AND worker_id IS NOT DISTINCT FROM $2::uuid
+      AND (SELECT yes FROM all_held)
+)
+SELECT yes AS held,
+       ARRAY(SELECT workflow_id FROM suspending
+             WHERE (workflow_id IN (SELECT workflow_id FROM asleep)) IS NOT TRUE) AS awake
+FROM all_held;
 
 -- :name recorded
 -- Whether a flush that got no answer was committed: a flush is one transaction, so any one row of it tells.

@@ -3,27 +3,30 @@
 -- :name claim
 -- pending -> running. The claimer, for one queue; exactly as many as $5 says, oldest first within a priority.
 -- $1 shard int4 · $2 worker_id uuid · $3 queue text · $4 names text[] that this worker knows · $5 limit int4
+-- $6 versions text[] that it takes (null: all) · $7 its own version text, for what has none yet
 -- Locks what it takes (SKIP LOCKED); walks queue_entries_pending. Scalar sub-selects, because a join of the CTE to the
 -- tables flips to a quadratic plan; ANY(ARRAY(...)), because in IN or FROM the LIMIT isn't held.
 -- The input comes along for the first run only: any other loads its history in a second statement (a fresh snapshot).
 -- No row: nothing is pending that this worker can run.
 WITH claimed AS (
     UPDATE perdure.queue_entries
-    SET worker_id = $2::uuid, epoch = epoch + 1, started_at = COALESCE(started_at, perdure.now())
+    SET worker_id = $2::uuid, epoch = epoch + 1, started_at = COALESCE(started_at, perdure.now()),
+        version = COALESCE(version, $7::text)
     WHERE shard = $1::int4
       AND workflow_id = ANY (ARRAY(
           SELECT workflow_id
           FROM perdure.queue_entries
           WHERE shard = $1::int4 AND queue = $3::text AND worker_id IS NULL AND name = ANY ($4::text[])
+            AND ($6::text[] IS NULL OR version IS NULL OR version = ANY ($6::text[]))
             AND NOT COALESCE((SELECT paused FROM perdure.queue_rows
                               WHERE shard = $1::int4 AND queue_rows.name = $3::text), false)
           ORDER BY priority DESC, enqueued_at, workflow_id
           LIMIT $5::int4
           FOR UPDATE SKIP LOCKED))
-    RETURNING workflow_id, name, epoch, priority, enqueued_at, started_at, recoveries, stalls
+    RETURNING workflow_id, name, epoch, priority, enqueued_at, started_at, recoveries, stalls, wakes, deadline
 )
 SELECT claimed.workflow_id, claimed.name, claimed.epoch, claimed.priority, claimed.enqueued_at, claimed.started_at,
-       claimed.recoveries, claimed.stalls,
+       claimed.recoveries, claimed.stalls, claimed.wakes, claimed.deadline,
        CASE WHEN claimed.epoch = 1 THEN
            (SELECT payload FROM perdure.checkpoints
             WHERE shard = $1::int4 AND workflow_id = claimed.workflow_id AND key = '$input')::text
@@ -57,10 +60,11 @@ ON CONFLICT (shard, name) DO NOTHING;
 -- All checkpoints of these workflows, in order of delivery. After a claim, in a snapshot of its own: whatever the former
 -- worker could still commit, it committed before the claim got the entry.
 -- $1 shard int4 · $2 ids uuid[]
+-- Without what was set aside by a resume.
 SELECT workflow_id, key, kind, position, status, payload::text AS payload, args_hash, attempts,
-       pg_catalog.date_part('epoch', wake_at - perdure.now()) AS remaining
+       pg_catalog.date_part('epoch', wake_at - perdure.now()) AS remaining, version
 FROM perdure.checkpoints
-WHERE shard = $1::int4 AND workflow_id = ANY ($2::uuid[])
+WHERE shard = $1::int4 AND workflow_id = ANY ($2::uuid[]) AND kind <> 'history'
 ORDER BY workflow_id, position;
 
 -- :name held
@@ -88,7 +92,7 @@ WHERE shard = $1::int4 AND workflow_id = ANY ($3::uuid[]) AND worker_id IS NOT D
 RETURNING workflow_id, queue;
 
 -- :name wake_due
--- waiting -> pending, for delayed starts that are due. Any worker; only who deletes the waits row inserts the entry.
+-- waiting -> pending, for timers and delayed starts that are due. Any worker; only who deletes the waits row inserts the entry.
 -- In no order: it waits for no lock, they keep their place, and a sort would read all that are due for each batch.
 -- $1 shard int4 · $2 limit int4
 WITH due AS (
@@ -99,12 +103,14 @@ WITH due AS (
           WHERE shard = $1::int4 AND wake_at <= perdure.now()
           LIMIT $2::int4
           FOR UPDATE SKIP LOCKED))
-    RETURNING workflow_id, queue, name, priority, partition, enqueued_at, started_at, epoch, recoveries, stalls
+    RETURNING workflow_id, queue, name, priority, partition, enqueued_at, started_at, epoch, recoveries, stalls,
+              deadline, version
 ), woken AS (
     INSERT INTO perdure.queue_entries
-        (shard, workflow_id, queue, name, priority, partition, enqueued_at, started_at, epoch, recoveries, stalls)
+        (shard, workflow_id, queue, name, priority, partition, enqueued_at, started_at, epoch, recoveries, stalls,
+         deadline, version)
     SELECT $1::int4, due.workflow_id, due.queue, due.name, due.priority, due.partition, due.enqueued_at,
-           due.started_at, due.epoch, due.recoveries, due.stalls
+           due.started_at, due.epoch, due.recoveries, due.stalls, due.deadline, due.version
     FROM due
 )
 SELECT DISTINCT queue FROM due;
@@ -112,11 +118,15 @@ SELECT DISTINCT queue FROM due;
 -- :name next_due
 -- In how many seconds the next timer is due; null: there is none.
 -- $1 shard int4
-SELECT (SELECT pg_catalog.date_part('epoch', wake_at - perdure.now())
-        FROM perdure.waits
-        WHERE shard = $1::int4 AND wake_at IS NOT NULL
-        ORDER BY wake_at
-        LIMIT 1) AS seconds;
+SELECT pg_catalog.date_part('epoch', LEAST(
+    (SELECT wake_at FROM perdure.waits
+     WHERE shard = $1::int4 AND wake_at IS NOT NULL
+     ORDER BY wake_at
+     LIMIT 1),
+    (SELECT due_at FROM perdure.deadlines
+     WHERE shard = $1::int4
+     ORDER BY due_at
+     LIMIT 1)) - perdure.now()) AS seconds;
 
 -- :name park_unknown
 -- pending -> waiting, for the oldest $3 entries of a queue if no live worker knows their names: they would stand in
@@ -141,14 +151,15 @@ WITH front AS MATERIALIZED (
                    LATERAL pg_catalog.json_array_elements_text(worker.names) AS known (name)
               WHERE worker.shard = $1::int4 AND worker.status = 'live' AND worker.expires_at > perdure.now()))
               IS NOT TRUE))
-    RETURNING workflow_id, queue, name, priority, partition, enqueued_at, started_at, epoch, recoveries, stalls
+    RETURNING workflow_id, queue, name, priority, partition, enqueued_at, started_at, epoch, recoveries, stalls,
+              deadline, version
 ), parked AS (
     INSERT INTO perdure.waits
         (shard, workflow_id, waiting_for, queue, name, priority, partition, enqueued_at, started_at, epoch,
-         recoveries, stalls, created_at)
+         recoveries, stalls, deadline, version, created_at)
     SELECT $1::int4, unknown.workflow_id, 'worker', unknown.queue, unknown.name, unknown.priority,
            unknown.partition, unknown.enqueued_at, unknown.started_at, unknown.epoch, unknown.recoveries,
-           unknown.stalls, perdure.now()
+           unknown.stalls, unknown.deadline, unknown.version, perdure.now()
     FROM unknown
 )
 SELECT name, pg_catalog.count(*) AS parked FROM unknown GROUP BY name;
@@ -165,12 +176,15 @@ WITH known AS (
           WHERE shard = $1::int4 AND waiting_for = 'worker' AND name = ANY ($2::text[])
           LIMIT $3::int4
           FOR UPDATE SKIP LOCKED))
-    RETURNING workflow_id, queue, name, priority, partition, enqueued_at, started_at, epoch, recoveries, stalls
+    RETURNING workflow_id, queue, name, priority, partition, enqueued_at, started_at, epoch, recoveries, stalls,
+              deadline, version
 ), back AS (
     INSERT INTO perdure.queue_entries
-        (shard, workflow_id, queue, name, priority, partition, enqueued_at, started_at, epoch, recoveries, stalls)
+        (shard, workflow_id, queue, name, priority, partition, enqueued_at, started_at, epoch, recoveries, stalls,
+         deadline, version)
     SELECT $1::int4, known.workflow_id, known.queue, known.name, known.priority, known.partition,
-           known.enqueued_at, known.started_at, known.epoch, known.recoveries, known.stalls
+           known.enqueued_at, known.started_at, known.epoch, known.recoveries, known.stalls, known.deadline,
+           known.version
     FROM known
 )
 SELECT DISTINCT queue FROM known;

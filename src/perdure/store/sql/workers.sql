@@ -3,12 +3,12 @@
 -- :name register_worker
 -- A worker is born: a new id at each process start, and after each lost lease.
 -- $1 shard int4 · $2 id uuid · $3 app text · $4 version text · $5 host text · $6 pid int4 · $7 queues json (null: all)
--- $8 names json · $9 concurrency int4 · $10 lease float8 in seconds
+-- $8 names json · $9 concurrency int4 · $10 lease float8 in seconds · $11 only_version bool
 INSERT INTO perdure.worker_rows
-    (shard, id, status, app, version, host, pid, queues, names, concurrency, lease_seconds, started_at,
+    (shard, id, status, app, version, host, pid, queues, names, concurrency, lease_seconds, only_version, started_at,
      heartbeat_at, expires_at, held_since)
 VALUES ($1::int4, $2::uuid, 'live', $3::text, $4::text, $5::text, $6::int4, $7::json, $8::json, $9::int4,
-        $10::float8, perdure.now(), perdure.now(), perdure.now() + pg_catalog.make_interval(secs => $10::float8),
+        $10::float8, $11::bool, perdure.now(), perdure.now(), perdure.now() + pg_catalog.make_interval(secs => $10::float8),
         perdure.now())
 ON CONFLICT (shard, id) DO NOTHING;
 
@@ -19,7 +19,7 @@ UPDATE perdure.worker_rows
 SET heartbeat_at = perdure.now(),
     expires_at = perdure.now() + pg_catalog.make_interval(secs => lease_seconds)
 WHERE shard = $1::int4 AND id = $2::uuid AND status = 'live' AND expires_at > perdure.now()
-RETURNING (SELECT pg_catalog.count(*) FROM perdure.queue_entries
+RETURNING (SELECT ARRAY[pg_catalog.count(*), COALESCE(pg_catalog.sum(wakes), 0)::int8] FROM perdure.queue_entries
            WHERE shard = $1::int4 AND worker_id = $2::uuid) AS held,
           perdure.now() AS now;
 

@@ -18,8 +18,8 @@ WITH opened AS (
     FROM unnest($2::uuid[], $8::text[]) AS item (id, payload)
 ), entered AS (
     INSERT INTO perdure.queue_entries
-        (shard, workflow_id, queue, name, priority, partition, enqueued_at, started_at, worker_id, epoch)
-    SELECT $1::int4, item.id, item.queue, item.name, item.priority, item.partition, perdure.now(),
+        (shard, workflow_id, queue, name, priority, partition, version, enqueued_at, started_at, worker_id, epoch)
+    SELECT $1::int4, item.id, item.queue, item.name, item.priority, item.partition, item.version, perdure.now(),
            CASE WHEN item.claimed THEN perdure.now() END,
            CASE WHEN item.claimed THEN $10::uuid END,
            CASE WHEN item.claimed THEN 1 ELSE 0 END
@@ -27,54 +27,68 @@ WITH opened AS (
                  $10::uuid IS NOT NULL AND NOT COALESCE(
                      (SELECT paused FROM perdure.queue_rows
                       WHERE shard = $1::int4 AND queue_rows.name = each.queue), false) AS claimed
-          FROM unnest($2::uuid[], $3::text[], $4::text[], $5::int4[], $6::text[])
-              AS each (id, name, queue, priority, partition)) AS item
+          FROM unnest($2::uuid[], $3::text[], $4::text[], $5::int4[], $6::text[], $9::text[])
+              AS each (id, name, queue, priority, partition, version)) AS item
     RETURNING workflow_id, started_at, worker_id
 )
 SELECT workflow_id, started_at FROM entered WHERE worker_id IS NOT NULL;
 
 -- :name start_keyed
--- nothing -> pending | waiting. The starter's second lane: starts under a key, and delayed ones.
+-- nothing -> pending | waiting. The starter's second lane: starts under a key, delayed ones, and those with a deadline.
 -- $1 shard int4 · $2 ids uuid[] · $3 names text[] · $4 queues text[] · $5 priorities int4[] · $6 partitions text[]
 -- $7 attributes text[] · $8 inputs text[] · $9 versions text[] · $10 keys text[] (null: none)
 -- $11 delays float8[] in seconds (null: none) · $12 starts_at timestamptz[] (null: none)
 -- $13 lock_timeout text: how long to wait for somebody's open transaction that holds one of the keys (null: as it is set)
+-- $14 timeouts float8[] in seconds from when they may start (null: none)
 -- Sorted by (name, key), so that two of them can't wait for each other. An id that doesn't come back: its key is taken.
 -- IS TRUE keeps the planner from making joins of the lists of ids: they are hashed.
 WITH patience AS MATERIALIZED (
     SELECT CASE WHEN $13::text IS NULL THEN '' ELSE pg_catalog.set_config('lock_timeout', $13::text, true) END AS set
 ), opened AS (
     INSERT INTO perdure.workflow_rows
-        (shard, id, name, key, queue, priority, partition, attributes, version, created_at)
+        (shard, id, name, key, queue, priority, partition, attributes, version, deadline, created_at)
     SELECT $1::int4, item.id, item.name, item.key, item.queue, item.priority, item.partition,
-           item.attributes::json, item.version, perdure.now()
-    FROM unnest($2::uuid[], $3::text[], $4::text[], $5::int4[], $6::text[], $7::text[], $9::text[], $10::text[])
-        AS item (id, name, queue, priority, partition, attributes, version, key)
+           item.attributes::json, item.version,
+           COALESCE(item.start_at, perdure.now() + pg_catalog.make_interval(secs => COALESCE(item.delay, 0)))
+               + pg_catalog.make_interval(secs => item.timeout),
+           perdure.now()
+    FROM unnest($2::uuid[], $3::text[], $4::text[], $5::int4[], $6::text[], $7::text[], $9::text[], $10::text[],
+                $11::float8[], $12::timestamptz[], $14::float8[])
+        AS item (id, name, queue, priority, partition, attributes, version, key, delay, start_at, timeout)
     WHERE (SELECT set FROM patience) IS NOT NULL
     ORDER BY item.name, item.key
     ON CONFLICT DO NOTHING
-    RETURNING id
+    RETURNING id, deadline
+), timed_out AS (
+    INSERT INTO perdure.deadlines (shard, workflow_id, due_at)
+    SELECT $1::int4, opened.id, opened.deadline FROM opened WHERE opened.deadline IS NOT NULL
 ), given AS (
     INSERT INTO perdure.checkpoints (shard, workflow_id, key, kind, position, status, payload, created_at)
     SELECT $1::int4, item.id, '$input', 'input', 0, 'success', item.payload::json, perdure.now()
     FROM unnest($2::uuid[], $8::text[]) AS item (id, payload)
     WHERE (item.id IN (SELECT id FROM opened)) IS TRUE
 ), timed AS MATERIALIZED (
-    SELECT each.id, each.name, each.queue, each.priority, each.partition,
-           COALESCE(each.start_at, perdure.now() + pg_catalog.make_interval(secs => each.delay)) AS wake_at
-    FROM unnest($2::uuid[], $3::text[], $4::text[], $5::int4[], $6::text[], $11::float8[], $12::timestamptz[])
-        AS each (id, name, queue, priority, partition, delay, start_at)
+    SELECT each.id, each.name, each.queue, each.priority, each.partition, each.version,
+           COALESCE(each.start_at, perdure.now() + pg_catalog.make_interval(secs => each.delay)) AS wake_at,
+           COALESCE(each.start_at, perdure.now() + pg_catalog.make_interval(secs => COALESCE(each.delay, 0)))
+               + pg_catalog.make_interval(secs => each.timeout) AS deadline
+    FROM unnest($2::uuid[], $3::text[], $4::text[], $5::int4[], $6::text[], $9::text[], $11::float8[],
+                $12::timestamptz[], $14::float8[])
+        AS each (id, name, queue, priority, partition, version, delay, start_at, timeout)
     WHERE (each.id IN (SELECT id FROM opened)) IS TRUE
 ), delayed AS (
     INSERT INTO perdure.waits
-        (shard, workflow_id, waiting_for, wake_at, queue, name, priority, partition, enqueued_at, created_at)
+        (shard, workflow_id, waiting_for, wake_at, queue, name, priority, partition, enqueued_at, deadline, version,
+         created_at)
     SELECT $1::int4, timed.id, 'start', timed.wake_at, timed.queue, timed.name, timed.priority, timed.partition,
-           timed.wake_at, perdure.now()
+           timed.wake_at, timed.deadline, timed.version, perdure.now()
     FROM timed
     WHERE timed.wake_at > perdure.now()
 ), entered AS (
-    INSERT INTO perdure.queue_entries (shard, workflow_id, queue, name, priority, partition, enqueued_at)
-    SELECT $1::int4, timed.id, timed.queue, timed.name, timed.priority, timed.partition, perdure.now()
+    INSERT INTO perdure.queue_entries
+        (shard, workflow_id, queue, name, priority, partition, enqueued_at, deadline, version)
+    SELECT $1::int4, timed.id, timed.queue, timed.name, timed.priority, timed.partition, perdure.now(),
+           timed.deadline, timed.version
     FROM timed
     WHERE timed.wake_at IS NULL OR timed.wake_at <= perdure.now()
 )
@@ -133,7 +147,7 @@ FROM unnest($1::uuid[]) AS item (id),
 -- The rows of the public view, for one workflow, in order of delivery.
 -- $1 workflow_id uuid
 SELECT workflow_id, key, name, kind, position, status, output::text AS output, error::text AS error,
-       attempts, started_at, completed_at, created_at, worker_id, epoch, version
+       attempts, started_at, completed_at, created_at, worker_id, epoch, version, wake_at
 FROM perdure.workflow_steps
 WHERE workflow_id = $1::uuid
 ORDER BY position NULLS LAST, key;

@@ -42,7 +42,8 @@ CREATE TABLE perdure.checkpoints (
     shard int4 NOT NULL,
     workflow_id uuid NOT NULL,
     key text NOT NULL,
-    kind text NOT NULL CHECK (kind IN ('input', 'step', 'attempt', 'value', 'result')),
+    kind text NOT NULL CHECK (kind IN ('input', 'step', 'attempt', 'park', 'value', 'timer', 'sleep', 'request', 'cancel',
+                                       'result', 'history')),
     position int4 NOT NULL,
     status text NOT NULL CHECK (status IN ('success', 'error', 'cancelled')),
     payload json,
@@ -75,6 +76,10 @@ CREATE TABLE perdure.queue_entries (
     epoch int8 NOT NULL DEFAULT 0,
     recoveries int4 NOT NULL DEFAULT 0,
     stalls int4 NOT NULL DEFAULT 0,
+    -- Counted up by whoever has something for a workflow that isn't waiting; a suspension that hasn't seen it is refused.
+    wakes int8 NOT NULL DEFAULT 0,
+    deadline timestamptz,
+    version text,
     PRIMARY KEY (shard, workflow_id)
 ) WITH (
     fillfactor = 70,
@@ -96,7 +101,8 @@ CREATE INDEX queue_entries_running ON perdure.queue_entries (shard, worker_id) W
 CREATE TABLE perdure.waits (
     shard int4 NOT NULL,
     workflow_id uuid NOT NULL,
-    waiting_for text NOT NULL CHECK (waiting_for IN ('start', 'worker')),
+    waiting_for text NOT NULL CHECK (waiting_for IN ('start', 'worker', 'timer', 'retry', 'operator', 'message', 'event',
+                                                     'child')),
     wake_at timestamptz,
     queue text NOT NULL,
     name text NOT NULL,
@@ -107,12 +113,24 @@ CREATE TABLE perdure.waits (
     epoch int8 NOT NULL DEFAULT 0,
     recoveries int4 NOT NULL DEFAULT 0,
     stalls int4 NOT NULL DEFAULT 0,
+    deadline timestamptz,
+    version text,
     created_at timestamptz NOT NULL,
     PRIMARY KEY (shard, workflow_id)
 ) WITH (vacuum_truncate = off, autovacuum_vacuum_scale_factor = 0.02);
 
 CREATE INDEX waits_due ON perdure.waits (shard, wake_at) WHERE wake_at IS NOT NULL;
 CREATE INDEX waits_for_worker ON perdure.waits (shard, name) WHERE waiting_for = 'worker';
+
+-- When workflows must have ended. A row stays until it is due; then it finds its workflow ended, or ends it.
+CREATE TABLE perdure.deadlines (
+    shard int4 NOT NULL,
+    workflow_id uuid NOT NULL,
+    due_at timestamptz NOT NULL,
+    PRIMARY KEY (shard, workflow_id)
+) WITH (autovacuum_vacuum_scale_factor = 0.02);
+
+CREATE INDEX deadlines_due ON perdure.deadlines (shard, due_at);
 
 CREATE TABLE perdure.queue_rows (
     shard int4 NOT NULL,
@@ -134,6 +152,7 @@ CREATE TABLE perdure.worker_rows (
     names json NOT NULL,
     concurrency int4 NOT NULL,
     lease_seconds float8 NOT NULL,
+    only_version bool NOT NULL DEFAULT false,
     started_at timestamptz NOT NULL,
     heartbeat_at timestamptz NOT NULL,
     expires_at timestamptz NOT NULL,
@@ -141,6 +160,24 @@ CREATE TABLE perdure.worker_rows (
     ended_at timestamptz,
     PRIMARY KEY (shard, id)
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.0, autovacuum_vacuum_threshold = 500);
+
+-- For how long workflows of a name are kept after their end; null: for ever. Written by workers, from their code.
+CREATE TABLE perdure.retention_rows (
+    shard int4 NOT NULL,
+    name text NOT NULL,
+    keep_seconds float8,
+    PRIMARY KEY (shard, name)
+);
+
+-- What is done by one worker at a time, now and then: whoever moves next_at on does it.
+CREATE TABLE perdure.maintenance (
+    shard int4 NOT NULL,
+    job text NOT NULL,
+    next_at timestamptz NOT NULL,
+    cursor uuid,
+    PRIMARY KEY (shard, job)
+);
+INSERT INTO perdure.maintenance (shard, job, next_at) VALUES (1, 'retention', perdure.now());
 
 -- Written by the heartbeat for steps that have been running for longer than one beat.
 CREATE TABLE perdure.running_steps (
@@ -232,15 +269,51 @@ SELECT step.workflow_id, step.key,
        CASE WHEN step.status = 'success' THEN step.payload END::jsonb AS output,
        CASE WHEN step.status <> 'success' THEN step.payload END::jsonb AS error,
        step.attempts, step.started_at, step.created_at AS completed_at, step.created_at,
-       step.worker_id, step.epoch, step.version
+       step.worker_id, step.epoch, step.version, NULL::timestamptz AS wake_at
 FROM perdure.checkpoints AS step
-WHERE step.shard = 1 AND step.kind IN ('step', 'value')
+WHERE step.shard = 1 AND step.kind IN ('step', 'value', 'sleep', 'cancel')
+UNION ALL
+SELECT step.workflow_id, step.key,
+       pg_catalog.regexp_replace(pg_catalog.regexp_replace(step.key, '^.*/', ''), '(#[0-9]+)?#a[0-9]+$', ''),
+       'attempt'::text, NULL::int4, 'retrying'::text, NULL::jsonb, step.payload::jsonb, step.attempts, step.started_at,
+       step.created_at, step.created_at, step.worker_id, step.epoch, step.version, step.wake_at
+FROM perdure.checkpoints AS step
+WHERE step.shard = 1 AND step.kind = 'attempt' AND step.key NOT LIKE '$%'
+  AND NOT EXISTS (SELECT 1 FROM perdure.checkpoints AS outcome
+                  WHERE outcome.shard = 1 AND outcome.workflow_id = step.workflow_id
+                    AND outcome.key = pg_catalog.regexp_replace(step.key, '#a[0-9]+$', ''))
+  AND NOT EXISTS (SELECT 1 FROM perdure.checkpoints AS result
+                  WHERE result.shard = 1 AND result.workflow_id = step.workflow_id AND result.key = '$result')
+UNION ALL
+SELECT step.workflow_id, step.key,
+       pg_catalog.regexp_replace(pg_catalog.regexp_replace(step.key, '^.*/', ''), '(#[0-9]+)?#a[0-9]+$', ''),
+       'attempt'::text, NULL::int4, 'parked'::text, NULL::jsonb, step.payload::jsonb, step.attempts, step.started_at,
+       step.created_at, step.created_at, step.worker_id, step.epoch, step.version, step.wake_at
+FROM perdure.checkpoints AS step
+WHERE step.shard = 1 AND step.kind = 'park' AND step.key NOT LIKE '$%'
+  AND NOT EXISTS (SELECT 1 FROM perdure.checkpoints AS outcome
+                  WHERE outcome.shard = 1 AND outcome.workflow_id = step.workflow_id
+                    AND outcome.key = pg_catalog.regexp_replace(step.key, '#a[0-9]+$', ''))
+  AND NOT EXISTS (SELECT 1 FROM perdure.checkpoints AS result
+                  WHERE result.shard = 1 AND result.workflow_id = step.workflow_id AND result.key = '$result')
+UNION ALL
+SELECT timer.workflow_id, pg_catalog.regexp_replace(timer.key, '#t$', ''),
+       pg_catalog.regexp_replace(pg_catalog.regexp_replace(timer.key, '^.*/', ''), '(#[0-9]+)?#t$', ''),
+       'sleep'::text, NULL::int4, 'waiting'::text, NULL::jsonb, NULL::jsonb, 1, timer.created_at, NULL::timestamptz,
+       timer.created_at, timer.worker_id, timer.epoch, timer.version, timer.wake_at
+FROM perdure.checkpoints AS timer
+WHERE timer.shard = 1 AND timer.kind = 'timer'
+  AND NOT EXISTS (SELECT 1 FROM perdure.checkpoints AS outcome
+                  WHERE outcome.shard = 1 AND outcome.workflow_id = timer.workflow_id
+                    AND outcome.key = pg_catalog.regexp_replace(timer.key, '#t$', ''))
+  AND NOT EXISTS (SELECT 1 FROM perdure.checkpoints AS result
+                  WHERE result.shard = 1 AND result.workflow_id = timer.workflow_id AND result.key = '$result')
 UNION ALL
 SELECT running.workflow_id, running.key,
        pg_catalog.regexp_replace(pg_catalog.regexp_replace(running.key, '^.*/', ''), '#[0-9]+$', ''),
        'step'::text, NULL::int4, 'running'::text, NULL::jsonb, NULL::jsonb,
        running.attempt, running.started_at, NULL::timestamptz, running.started_at,
-       running.worker_id, running.epoch, NULL::text
+       running.worker_id, running.epoch, NULL::text, NULL::timestamptz
 FROM perdure.running_steps AS running
 JOIN perdure.queue_entries AS entry
   ON entry.shard = running.shard AND entry.workflow_id = running.workflow_id
@@ -258,7 +331,7 @@ SELECT worker.id,
        worker.names::jsonb AS names, worker.concurrency,
        (SELECT pg_catalog.count(*) FROM perdure.queue_entries AS entry
         WHERE entry.shard = 1 AND entry.worker_id = worker.id) AS running,
-       worker.started_at, worker.heartbeat_at, worker.expires_at, worker.ended_at
+       worker.started_at, worker.heartbeat_at, worker.expires_at, worker.ended_at, worker.only_version
 FROM perdure.worker_rows AS worker
 WHERE worker.shard = 1;
 
@@ -273,3 +346,20 @@ SELECT queue.name, queue.paused,
        queue.created_at
 FROM perdure.queue_rows AS queue
 WHERE queue.shard = 1;
+
+-- What isn't finished, by the version that it belongs to, and how many live workers run that version. A version without
+-- workers matters to whoever pins it (`--only-version`); any other worker takes workflows of all versions.
+CREATE VIEW perdure.versions AS
+SELECT unfinished.version,
+       pg_catalog.count(*) FILTER (WHERE unfinished.status = 'pending') AS pending,
+       pg_catalog.count(*) FILTER (WHERE unfinished.status = 'running') AS running,
+       pg_catalog.count(*) FILTER (WHERE unfinished.status = 'waiting') AS waiting,
+       (SELECT pg_catalog.count(*) FROM perdure.worker_rows AS worker
+        WHERE worker.shard = 1 AND worker.status = 'live' AND worker.expires_at > perdure.now()
+          AND (worker.version = unfinished.version OR NOT worker.only_version)) AS workers
+FROM (SELECT entry.version, CASE WHEN entry.worker_id IS NULL THEN 'pending' ELSE 'running' END AS status
+      FROM perdure.queue_entries AS entry
+      WHERE entry.shard = 1
+      UNION ALL
+      SELECT wait.version, 'waiting' FROM perdure.waits AS wait WHERE wait.shard = 1) AS unfinished
+GROUP BY unfinished.version;

@@ -1,0 +1,170 @@
+"""What is done to workflows that are under way or have ended: cancel, terminate, resume, delete.
+
+    looked for where it may be -> found: done, and those who must know are told
+                               -> not found: what is it? ended, unknown, or moving in this moment: begin again
+
+A verb is one statement, so it happens or it doesn't; sent again after a lost answer, it recognises what it did. Many at
+once go in batches, each of which is done by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID, uuid4
+
+from perdure import failures
+from perdure.errors import DatabaseUnavailable, PerdureError, WorkflowCancelled, WorkflowNotFound, WrongState
+from perdure.model.keys import CANCEL
+from perdure.session import Session
+from perdure.store.arrays import Uuids
+from perdure.store.database import backoff
+from perdure.store.statements import SHARD
+
+BATCH = 200
+_TRIES = 20
+_UNFINISHED = frozenset({"pending", "running", "waiting"})
+_Reach = Callable[[Sequence[UUID]], Awaitable[Iterable[Any]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Verb:
+    """What is done, and what is said where it can't be.
+
+    Attributes:
+        reach: Does it to those that it finds, and tells; returns their rows.
+        done_already: The statuses in which there is nothing left to do.
+        moving: The statuses in which it should have been found, so that it is tried again.
+        refusals: For any other status, why it can't be done, and what to do.
+    """
+
+    reach: _Reach
+    done_already: frozenset[str]
+    moving: frozenset[str]
+    refusals: dict[str, str]
+
+
+def cancel(session: Session, reason: str | None) -> Verb:
+    """Ask workflows to end: their code gets CancelledError at its await."""
+    said = json.dumps({"by": CANCEL, "reason": reason or ""})
+    again = f"{CANCEL}#{uuid4().hex}"
+    result = failures.record(WorkflowCancelled(reason or ""))
+
+    async def reach(ids: Sequence[UUID]) -> Iterable[Any]:
+        rows = await session.database.fetch("cancel", SHARD, Uuids(ids), CANCEL, said, again, "cancelled", result)
+        session.tell(
+            queues={row.queue for row in rows if not row.ended},
+            asked=[row.workflow_id for row in rows if not row.ended],
+            ended=[row.workflow_id for row in rows if row.ended],
+        )
+        return rows
+
+    ended = "it has ended, and there is nothing left to cancel"
+    return Verb(reach, frozenset({"cancelled"}), _UNFINISHED, {"success": ended, "error": ended})
+
+
+def terminate(session: Session, reason: str | None) -> Verb:
+    """End workflows at once, without running any more of their code."""
+    result = failures.record(WorkflowCancelled(reason or ""))
+
+    async def reach(ids: Sequence[UUID]) -> Iterable[Any]:
+        rows = await session.database.fetch("terminate", SHARD, Uuids(ids), result)
+        reached = [row.workflow_id for row in rows]
+        session.tell(asked=reached, ended=reached)
+        return rows
+
+    ended = "it has ended, and there is nothing left to terminate"
+    return Verb(reach, frozenset({"cancelled"}), _UNFINISHED, {"success": ended, "error": ended})
+
+
+def resume(session: Session) -> Verb:
+    """Let workflows go on from their last checkpoint:
+
+    those that failed or were cancelled, and those that are parked.
+    """
+    token = uuid4().hex
+
+    async def reach(ids: Sequence[UUID]) -> Iterable[Any]:
+        database = session.database
+        rows = [*await database.fetch("resume_ended", SHARD, Uuids(ids), token)]
+        for statement, more in (("resume_parked", (token,)), ("resume_imported", ())):
+            left = _without(ids, rows)
+            if left:
+                rows += await database.fetch(statement, SHARD, Uuids(left), *more)
+        session.tell(queues={row.queue for row in rows}, asked=[row.workflow_id for row in rows])
+        left = _without(ids, rows)
+        if left:  # done by a statement whose answer was lost?
+            for row in await database.fetch("resumed", SHARD, Uuids(left), token):
+                rows.append(_Reached(row.id))
+        return rows
+
+    waits = "no step of it is parked; it goes on when what it waits for is there"
+    return Verb(
+        reach,
+        frozenset(),
+        frozenset({"cancelled", "error"}),
+        {
+            "success": "it has succeeded, and there is nothing to resume; start it again, under another key",
+            "running": "it runs, and none of its steps is parked; there is nothing to resume",
+            "pending": "it is pending already, and goes on as soon as a worker takes it",
+            "waiting": waits,
+        },
+    )
+
+
+def delete(session: Session) -> Verb:
+    """Delete workflows that have ended, with all that they recorded; their keys are free again."""
+
+    async def reach(ids: Sequence[UUID]) -> Iterable[Any]:
+        return await session.database.fetch("delete_ended", SHARD, Uuids(ids))
+
+    refusal = "only what has ended can be deleted; cancel or terminate it first"
+    return Verb(reach, frozenset(), frozenset({"success", "error", "cancelled"}), dict.fromkeys(_UNFINISHED, refusal))
+
+
+async def apply(session: Session, ids: Sequence[UUID], verb: Verb) -> dict[UUID, PerdureError | None]:
+    """Do it to all of these; returns, for each, why it couldn't be done, or None."""
+    outcomes: dict[UUID, PerdureError | None] = {}
+    for first in range(0, len(ids), BATCH):
+        await _apply(session, list(dict.fromkeys(ids[first : first + BATCH])), verb, outcomes)
+    return outcomes
+
+
+async def _apply(session: Session, left: list[UUID], verb: Verb, outcomes: dict[UUID, PerdureError | None]) -> None:
+    for _, pause in zip(range(_TRIES), backoff(0.005, 0.5), strict=False):
+        reached = {row.workflow_id for row in await verb.reach(left)}
+        outcomes.update(dict.fromkeys(reached))
+        left = [id for id in left if id not in reached]
+        if not left:
+            return
+        rows = await session.database.fetch("states", SHARD, Uuids(left))
+        statuses = {row.id: row.status for row in rows}
+        again: list[UUID] = []
+        for id in left:
+            if id not in statuses:
+                outcomes[id] = WorkflowNotFound(id)
+            elif statuses[id] in verb.done_already:
+                outcomes[id] = None
+            elif statuses[id] is None or statuses[id] in verb.moving:
+                again.append(id)
+            else:
+                outcomes[id] = WrongState(id, statuses[id], verb.refusals[statuses[id]])
+        left = again
+        if not left:
+            return
+        await asyncio.sleep(pause)
+    for id in left:
+        outcomes[id] = DatabaseUnavailable("the workflow moves each time that it is looked at")
+
+
+@dataclass(frozen=True, slots=True)
+class _Reached:
+    workflow_id: UUID
+
+
+def _without(ids: Sequence[UUID], rows: Iterable[Any]) -> list[UUID]:
+    reached = {row.workflow_id for row in rows}
+    return [id for id in ids if id not in reached]

@@ -1,0 +1,386 @@
+-- What operators, callers and timers do to workflows that are under way or have ended. See engine/requests.py.
+-- Each looks for the entry first, and for the waits row where there is no entry. Neither: it has ended, there is none, or
+-- it moved from one to the other in this moment; nothing was written, and the caller reads what it is, or begins again.
+
+-- :name cancel
+-- waiting -> pending: it is asked to end, and wakes for it; what is running or pending is asked, too.
+-- pending | waiting -> cancelled | error: what never ran ends at once.
+-- $1 shard int4 · $2 ids uuid[] · $3 key text of the request: $cancel, or $deadline · $4 what it says, json text
+-- $5 key text of one more request, where there is one already (null: leave it)
+-- $6 status text and $7 payload text of the result of what never ran
+-- Locks the entries in id order, then the waits rows. An id that doesn't come back: see above.
+WITH entry AS MATERIALIZED (
+    SELECT workflow_id, epoch, started_at, recoveries, queue
+    FROM perdure.queue_entries
+    WHERE shard = $1::int4 AND workflow_id = ANY ($2::uuid[])
+    ORDER BY workflow_id
+    FOR UPDATE
+), woken AS (
+    DELETE FROM perdure.waits
+    WHERE shard = $1::int4 AND workflow_id = ANY ($2::uuid[])
+      AND (workflow_id IN (SELECT entry.workflow_id FROM entry)) IS NOT TRUE
+    RETURNING workflow_id, queue, name, priority, partition, enqueued_at, started_at, epoch, recoveries, stalls,
+              deadline, version
+), known AS MATERIALIZED (
+    SELECT workflow_id, epoch, started_at, recoveries, queue FROM entry
+    UNION ALL
+    SELECT workflow_id, epoch, started_at, recoveries, queue FROM woken
+), asked AS (
+    INSERT INTO perdure.checkpoints (shard, workflow_id, key, kind, position, status, payload, created_at, epoch)
+    SELECT $1::int4, known.workflow_id, $3::text, 'request', 0, 'success', $4::json, perdure.now(), known.epoch
+    FROM known
+    WHERE known.epoch > 0
+    ON CONFLICT DO NOTHING
+    RETURNING workflow_id
+), asked_again AS (
+    INSERT INTO perdure.checkpoints (shard, workflow_id, key, kind, position, status, payload, created_at, epoch)
+    SELECT $1::int4, known.workflow_id, $5::text, 'request', 0, 'success', $4::json, perdure.now(), known.epoch
+    FROM known
+    WHERE known.epoch > 0 AND $5::text IS NOT NULL
+      AND (known.workflow_id IN (SELECT asked.workflow_id FROM asked)) IS NOT TRUE
+    ON CONFLICT DO NOTHING
+), bumped AS (
+    UPDATE perdure.queue_entries
+    SET wakes = wakes + 1
+    WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT entry.workflow_id FROM entry WHERE entry.epoch > 0))
+), back AS (
+    INSERT INTO perdure.queue_entries
+        (shard, workflow_id, queue, name, priority, partition, enqueued_at, started_at, epoch, recoveries, stalls,
+         deadline, version)
+    SELECT $1::int4, woken.workflow_id, woken.queue, woken.name, woken.priority, woken.partition, woken.enqueued_at,
+           woken.started_at, woken.epoch, woken.recoveries, woken.stalls, woken.deadline, woken.version
+    FROM woken
+    WHERE woken.epoch > 0
+), dropped AS (
+    DELETE FROM perdure.queue_entries
+    WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT entry.workflow_id FROM entry WHERE entry.epoch = 0))
+), ended AS (
+    INSERT INTO perdure.checkpoints
+        (shard, workflow_id, key, kind, position, status, payload, recoveries, started_at, created_at, epoch)
+    SELECT $1::int4, known.workflow_id, '$result', 'result', 2147483647, $6::text, $7::json, known.recoveries,
+           known.started_at, perdure.now(), known.epoch
+    FROM known
+    WHERE known.epoch = 0
+)
+SELECT workflow_id, queue, epoch = 0 AS ended FROM known;
+
+-- :name terminate
+-- pending | running | waiting -> cancelled, at once: no code of it runs any more, and its worker can record nothing.
+-- $1 shard int4 · $2 ids uuid[] · $3 payload text of the result
+WITH entry AS MATERIALIZED (
+    SELECT workflow_id, epoch, started_at, recoveries, queue
+    FROM perdure.queue_entries
+    WHERE shard = $1::int4 AND workflow_id = ANY ($2::uuid[])
+    ORDER BY workflow_id
+    FOR UPDATE
+), wait AS (
+    DELETE FROM perdure.waits
+    WHERE shard = $1::int4 AND workflow_id = ANY ($2::uuid[])
+      AND (workflow_id IN (SELECT entry.workflow_id FROM entry)) IS NOT TRUE
+    RETURNING workflow_id, epoch, started_at, recoveries, queue
+), known AS MATERIALIZED (
+    SELECT workflow_id, epoch, started_at, recoveries, queue FROM entry
+    UNION ALL
+    SELECT workflow_id, epoch, started_at, recoveries, queue FROM wait
+), dropped AS (
+    DELETE FROM perdure.queue_entries
+    WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT entry.workflow_id FROM entry))
+), ended AS (
+    INSERT INTO perdure.checkpoints
+        (shard, workflow_id, key, kind, position, status, payload, recoveries, started_at, created_at, epoch)
+    SELECT $1::int4, known.workflow_id, '$result', 'result', 2147483647, 'cancelled', $3::json, known.recoveries,
+           known.started_at, perdure.now(), known.epoch
+    FROM known
+)
+SELECT workflow_id, queue, true AS ended FROM known;
+
+-- :name resume_ended
+-- error | cancelled -> pending: the result, the cancel, and the failures that the result came from are set aside; all
+-- else stays, and is replayed. $1 shard int4 · $2 ids uuid[] · $3 token text: what tells this resume from others
+-- The lock is the result's row: of two resumes one finds it. The deadline that was is no more.
+WITH ended AS (
+    UPDATE perdure.checkpoints
+    SET key = '$history/' || $3::text || '/$result', kind = 'history'
+    WHERE shard = $1::int4 AND workflow_id = ANY ($2::uuid[]) AND key = '$result' AND status IN ('error', 'cancelled')
+    RETURNING workflow_id, epoch, recoveries, started_at, payload
+), failed AS MATERIALIZED (
+    SELECT ended.workflow_id, step.key
+    FROM ended,
+         LATERAL pg_catalog.json_array_elements_text(
+             CASE pg_catalog.json_typeof(ended.payload -> 'steps') WHEN 'array' THEN ended.payload -> 'steps'
+             ELSE '[]'::json END) AS step (key)
+    UNION ALL
+    SELECT park.workflow_id, pg_catalog.regexp_replace(park.key, '#a[0-9]+$', '')
+    FROM perdure.checkpoints AS park
+    WHERE park.shard = $1::int4 AND park.workflow_id = ANY (ARRAY(SELECT ended.workflow_id FROM ended))
+      AND park.kind = 'park'
+), aside AS (
+    UPDATE perdure.checkpoints
+    SET key = '$history/' || $3::text || '/' || key, kind = 'history'
+    WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT ended.workflow_id FROM ended))
+      AND (kind IN ('request', 'cancel')
+           OR kind = 'step' AND status = 'error'
+              AND ((workflow_id, key) IN (SELECT failed.workflow_id, failed.key FROM failed)) IS TRUE
+           OR kind IN ('attempt', 'park')
+              AND (key LIKE '$result#%'
+                   OR ((workflow_id, pg_catalog.regexp_replace(key, '#a[0-9]+$', ''))
+                       IN (SELECT failed.workflow_id, failed.key FROM failed)) IS TRUE))
+), forgotten AS (
+    DELETE FROM perdure.deadlines
+    WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT ended.workflow_id FROM ended))
+), entered AS (
+    INSERT INTO perdure.queue_entries
+        (shard, workflow_id, queue, name, priority, partition, enqueued_at, started_at, epoch, recoveries, version)
+    SELECT $1::int4, ended.workflow_id, row.queue, row.name, row.priority, row.partition, perdure.now(),
+           ended.started_at, ended.epoch, COALESCE(ended.recoveries, 0), row.version
+    FROM ended,
+         LATERAL (
+             SELECT queue, name, priority, partition, version
+             FROM perdure.workflow_rows
+             WHERE shard = $1::int4 AND id = ended.workflow_id
+             OFFSET 0) AS row
+    RETURNING workflow_id, queue
+)
+SELECT workflow_id, queue FROM entered;
+
+-- :name resume_parked
+-- waiting -> pending, for workflows with steps that are parked: those are tried anew. One that is running (another step
+-- of it is) is told; its steps go on in memory. $1 shard int4 · $2 ids uuid[] · $3 token text, as above
+WITH parked AS MATERIALIZED (
+    SELECT park.workflow_id, pg_catalog.regexp_replace(park.key, '#a[0-9]+$', '') AS key
+    FROM perdure.checkpoints AS park
+    WHERE park.shard = $1::int4 AND park.workflow_id = ANY ($2::uuid[]) AND park.kind = 'park'
+), entry AS MATERIALIZED (
+    SELECT workflow_id, queue
+    FROM perdure.queue_entries
+    WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT parked.workflow_id FROM parked))
+    ORDER BY workflow_id
+    FOR UPDATE
+), woken AS (
+    DELETE FROM perdure.waits
+    WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT parked.workflow_id FROM parked))
+      AND (workflow_id IN (SELECT entry.workflow_id FROM entry)) IS NOT TRUE
+    RETURNING workflow_id, queue, name, priority, partition, enqueued_at, started_at, epoch, recoveries, stalls,
+              deadline, version
+), known AS MATERIALIZED (
+    SELECT workflow_id, queue FROM entry
+    UNION ALL
+    SELECT workflow_id, queue FROM woken
+), aside AS (
+    UPDATE perdure.checkpoints
+    SET key = '$history/' || $3::text || '/' || key, kind = 'history'
+    WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT known.workflow_id FROM known))
+      AND kind IN ('attempt', 'park')
+      AND ((workflow_id, pg_catalog.regexp_replace(key, '#a[0-9]+$', ''))
+           IN (SELECT parked.workflow_id, parked.key FROM parked)) IS TRUE
+), bumped AS (
+    UPDATE perdure.queue_entries
+    SET wakes = wakes + 1
+    WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT entry.workflow_id FROM entry))
+), back AS (
+    INSERT INTO perdure.queue_entries
+        (shard, workflow_id, queue, name, priority, partition, enqueued_at, started_at, epoch, recoveries, stalls,
+         deadline, version)
+    SELECT $1::int4, woken.workflow_id, woken.queue, woken.name, woken.priority, woken.partition, woken.enqueued_at,
+           woken.started_at, woken.epoch, woken.recoveries, woken.stalls, woken.deadline, woken.version
+    FROM woken
+)
+SELECT workflow_id, queue FROM known;
+
+-- :name states
+-- What these workflows are, for what can't be done with them. No row: there is none. status null: it is being moved.
+-- $1 shard int4 · $2 ids uuid[]
+SELECT item.id,
+       COALESCE(
+           (SELECT CASE WHEN entry.worker_id IS NULL THEN 'pending' ELSE 'running' END
+            FROM perdure.queue_entries AS entry
+            WHERE entry.shard = $1::int4 AND entry.workflow_id = item.id),
+           (SELECT 'waiting' FROM perdure.waits WHERE shard = $1::int4 AND workflow_id = item.id),
+           (SELECT status FROM perdure.checkpoints
+            WHERE shard = $1::int4 AND workflow_id = item.id AND key = '$result')) AS status
+FROM unnest($2::uuid[]) AS item (id)
+WHERE (SELECT true FROM perdure.workflow_rows AS row WHERE row.shard = $1::int4 AND row.id = item.id);
+
+-- :name requests
+-- What somebody has for workflows that this worker runs: requests, and which of their steps are still parked.
+-- $1 shard int4 · $2 worker_id uuid · $3 ids uuid[]
+-- An id that doesn't come back: this worker doesn't hold it any more. wakes and requests are of one snapshot.
+SELECT entry.workflow_id, entry.epoch, entry.wakes, asked.key, asked.kind, asked.payload
+FROM unnest($3::uuid[]) AS item (id),
+     LATERAL (
+         SELECT workflow_id, epoch, wakes
+         FROM perdure.queue_entries
+         WHERE shard = $1::int4 AND workflow_id = item.id AND worker_id IS NOT DISTINCT FROM $2::uuid
+         OFFSET 0) AS entry
+     LEFT JOIN LATERAL (
+         SELECT key, kind, payload::text AS payload
+         FROM perdure.checkpoints
+         WHERE shard = $1::int4 AND workflow_id = entry.workflow_id AND kind IN ('request', 'park')
+         OFFSET 0) AS asked ON true;
+
+-- :name due_deadlines
+-- Workflows whose deadline has passed, ended or not. Locks nothing. $1 shard int4 · $2 limit int4
+SELECT workflow_id
+FROM perdure.deadlines
+WHERE shard = $1::int4 AND due_at <= perdure.now()
+ORDER BY due_at
+LIMIT $2::int4;
+
+-- :name forget_deadlines
+-- Deadlines that are dealt with. $1 shard int4 · $2 ids uuid[]
+DELETE FROM perdure.deadlines WHERE shard = $1::int4 AND workflow_id = ANY ($2::uuid[]);
+
+-- :name resumed
+-- Which of these a resume without an answer has reached. $1 shard int4 · $2 ids uuid[] · $3 its token text
+SELECT item.id
+FROM unnest($2::uuid[]) AS item (id)
+WHERE (SELECT true FROM perdure.checkpoints AS aside
+       WHERE aside.shard = $1::int4 AND aside.workflow_id = item.id AND aside.kind = 'history'
+         AND pg_catalog.starts_with(aside.key, '$history/' || $3::text || '/')
+       LIMIT 1);
+
+-- :name delete_ended
+-- success | error | cancelled -> nothing: the workflow and everything that hangs on it. $1 shard int4 · $2 ids uuid[]
+-- The lock is the result's row: a resume finds it gone, or this finds it set aside. No row back: it hasn't ended.
+WITH ended AS (
+    DELETE FROM perdure.checkpoints
+    WHERE shard = $1::int4 AND workflow_id = ANY ($2::uuid[]) AND key = '$result'
+    RETURNING workflow_id
+), rest AS (
+    DELETE FROM perdure.checkpoints
+    WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT ended.workflow_id FROM ended)) AND key <> '$result'
+), deadline AS (
+    DELETE FROM perdure.deadlines
+    WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT ended.workflow_id FROM ended))
+), row AS (
+    DELETE FROM perdure.workflow_rows
+    WHERE shard = $1::int4 AND id = ANY (ARRAY(SELECT ended.workflow_id FROM ended))
+)
+SELECT workflow_id FROM ended;
+
+-- :name expired
+-- The next workflows in the order of their ids, and which of them have been over for longer than they are kept.
+-- $1 shard int4 · $2 after uuid · $3 limit int4 · $4 how long they are kept where nobody says, float8 in seconds
+-- $5 the same for all of them, whatever anybody says, float8 in seconds (null: no)
+-- is_recent: nothing that is as young as this, or younger, can be over for long enough.
+WITH chunk AS MATERIALIZED (
+    SELECT id, name, created_at
+    FROM perdure.workflow_rows
+    WHERE shard = $1::int4 AND id > $2::uuid
+    ORDER BY id
+    LIMIT $3::int4
+), shortest AS MATERIALIZED (
+    SELECT COALESCE($5::float8, LEAST($4::float8, pg_catalog.min(keep_seconds))) AS seconds
+    FROM perdure.retention_rows
+    WHERE shard = $1::int4
+)
+SELECT chunk.id,
+       chunk.created_at > perdure.now() - pg_catalog.make_interval(secs => (SELECT seconds FROM shortest)) AS is_recent,
+       COALESCE(
+           (SELECT created_at FROM perdure.checkpoints
+            WHERE shard = $1::int4 AND workflow_id = chunk.id AND key = '$result')
+           <= perdure.now() - pg_catalog.make_interval(secs => COALESCE(
+               $5::float8,
+               CASE WHEN (SELECT true FROM perdure.retention_rows
+                          WHERE shard = $1::int4 AND retention_rows.name = chunk.name)
+                    THEN (SELECT keep_seconds FROM perdure.retention_rows
+                          WHERE shard = $1::int4 AND retention_rows.name = chunk.name)
+                    ELSE $4::float8 END)),
+           false) AS is_expired
+FROM chunk
+ORDER BY chunk.id;
+
+-- :name keep
+-- For how long workflows of these names are kept. A worker, at its start.
+-- $1 shard int4 · $2 names text[] · $3 seconds float8[] (null: for ever)
+INSERT INTO perdure.retention_rows (shard, name, keep_seconds)
+SELECT $1::int4, item.name, item.seconds
+FROM unnest($2::text[], $3::float8[]) AS item (name, seconds)
+ORDER BY item.name
+ON CONFLICT (shard, name) DO UPDATE
+SET keep_seconds = excluded.keep_seconds
+WHERE retention_rows.keep_seconds IS DISTINCT FROM excluded.keep_seconds;
+
+-- :name take_job
+-- A job that is due; whoever gets the row does it, for so long. No row: somebody else does it, or it isn't due.
+-- $1 shard int4 · $2 job text · $3 for how long nobody else will, float8 in seconds
+UPDATE perdure.maintenance
+SET next_at = perdure.now() + pg_catalog.make_interval(secs => $3::float8)
+WHERE shard = $1::int4 AND job = $2::text AND next_at <= perdure.now()
+RETURNING cursor;
+
+-- :name put_job
+-- How far a job has come, and when it goes on. $1 shard int4 · $2 job text · $3 cursor uuid (null: from the beginning)
+-- $4 in how many seconds float8
+UPDATE perdure.maintenance
+SET cursor = $3::uuid, next_at = perdure.now() + pg_catalog.make_interval(secs => $4::float8)
+WHERE shard = $1::int4 AND job = $2::text;
+
+-- :name export_row
+-- A workflow, without its checkpoints. $1 shard int4 · $2 id uuid
+SELECT row.id, row.name, row.key, row.queue, row.priority, row.partition, row.deadline, row.version,
+       row.attributes::text AS attributes, row.created_at
+FROM perdure.workflow_rows AS row
+WHERE row.shard = $1::int4 AND row.id = $2::uuid;
+
+-- :name export_checkpoints
+-- All that a workflow has recorded. $1 shard int4 · $2 id uuid
+SELECT key, kind, position, status, payload::text AS payload, args_hash, attempts, recoveries, version, started_at,
+       wake_at, created_at, epoch
+FROM perdure.checkpoints
+WHERE shard = $1::int4 AND workflow_id = $2::uuid
+ORDER BY position, key;
+
+-- :name import
+-- nothing -> waiting | what it was: a workflow as it was exported. One that hadn't ended waits for an operator.
+-- $1 shard int4 · $2 id uuid · $3 name text · $4 key text · $5 queue text · $6 priority int4 · $7 partition text
+-- $8 version text · $9 attributes text · $10 created_at timestamptz · $11 whether it has ended bool · $12 epoch int8
+-- $13 keys text[] · $14 kinds text[] · $15 positions int4[] · $16 statuses text[] · $17 payloads text[]
+-- $18 hashes int8[] · $19 attempts int4[] · $20 recoveries int4[] · $21 versions text[] · $22 started_at timestamptz[]
+-- $23 wake_at timestamptz[] · $24 created_at timestamptz[] · $25 epochs int8[]
+-- No row back: it is there already, or its key is taken.
+WITH opened AS (
+    INSERT INTO perdure.workflow_rows
+        (shard, id, name, key, queue, priority, partition, version, attributes, created_at)
+    VALUES ($1::int4, $2::uuid, $3::text, $4::text, $5::text, $6::int4, $7::text, $8::text, $9::json,
+            $10::timestamptz)
+    ON CONFLICT DO NOTHING
+    RETURNING id
+), recorded AS (
+    INSERT INTO perdure.checkpoints
+        (shard, workflow_id, key, kind, position, status, payload, args_hash, attempts, recoveries, version, started_at,
+         wake_at, created_at, epoch)
+    SELECT $1::int4, $2::uuid, item.key, item.kind, item.position, item.status, item.payload::json, item.args_hash,
+           item.attempts, item.recoveries, item.version, item.started_at, item.wake_at, item.created_at, item.epoch
+    FROM unnest($13::text[], $14::text[], $15::int4[], $16::text[], $17::text[], $18::int8[], $19::int4[], $20::int4[],
+                $21::text[], $22::timestamptz[], $23::timestamptz[], $24::timestamptz[], $25::int8[])
+        AS item (key, kind, position, status, payload, args_hash, attempts, recoveries, version, started_at, wake_at,
+                 created_at, epoch)
+    WHERE (SELECT true FROM opened)
+), waiting AS (
+    INSERT INTO perdure.waits
+        (shard, workflow_id, waiting_for, queue, name, priority, partition, enqueued_at, epoch, version, created_at)
+    SELECT $1::int4, $2::uuid, 'operator', $5::text, $3::text, $6::int4, $7::text, perdure.now(), $12::int8, $8::text,
+           perdure.now()
+    FROM opened
+    WHERE NOT $11::bool
+)
+SELECT id FROM opened;
+
+-- :name resume_imported
+-- waiting -> pending, for what was imported before it had ended, and waits for an operator without a parked step.
+-- $1 shard int4 · $2 ids uuid[]
+WITH woken AS (
+    DELETE FROM perdure.waits
+    WHERE shard = $1::int4 AND workflow_id = ANY ($2::uuid[]) AND waiting_for = 'operator'
+    RETURNING workflow_id, queue, name, priority, partition, enqueued_at, started_at, epoch, recoveries, stalls,
+              deadline, version
+), back AS (
+    INSERT INTO perdure.queue_entries
+        (shard, workflow_id, queue, name, priority, partition, enqueued_at, started_at, epoch, recoveries, stalls,
+         deadline, version)
+    SELECT $1::int4, woken.workflow_id, woken.queue, woken.name, woken.priority, woken.partition, woken.enqueued_at,
+           woken.started_at, woken.epoch, woken.recoveries, woken.stalls, woken.deadline, woken.version
+    FROM woken
+)
+SELECT workflow_id, queue FROM woken;

@@ -1,0 +1,115 @@
+"""A workflow as JSON, out of one database and into another: for a bug report, a test, a move.
+
+    {"perdure": 1, "workflow": {"id": ..., "name": ..., ...}, "checkpoints": [{"key": "$input", ...}, ...]}
+
+Payloads stand in it as they are stored: what a codec encrypted stays so. What hadn't ended when it was exported waits
+for an operator where it is imported, because it may still run where it came from.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any, cast
+from uuid import UUID
+
+import psycopg
+
+from perdure.errors import KeyConflict, SerializationError, WorkflowNotFound
+from perdure.model.keys import RESULT
+from perdure.store.arrays import BigInts, Ints, Texts, Times, columns
+from perdure.store.database import Database
+from perdure.store.statements import SHARD
+
+FORMAT = 1
+_ROW = ("id", "name", "key", "queue", "priority", "partition", "deadline", "version", "attributes", "created_at")
+_CHECKPOINT: dict[str, Callable[..., Any]] = {
+    "key": Texts,
+    "kind": Texts,
+    "position": Ints,
+    "status": Texts,
+    "payload": Texts,
+    "args_hash": BigInts,
+    "attempts": Ints,
+    "recoveries": Ints,
+    "version": Texts,
+    "started_at": Times,
+    "wake_at": Times,
+    "created_at": Times,
+    "epoch": BigInts,
+}
+_JSON = ("payload", "attributes")
+_TIMES = ("deadline", "created_at", "started_at", "wake_at")
+
+
+async def exported(database: Database, id: UUID) -> dict[str, Any]:
+    """The workflow and its checkpoints.
+
+    Raises:
+        WorkflowNotFound: There is no such workflow.
+    """
+    rows = await database.fetch("export_row", SHARD, id)
+    if not rows:
+        raise WorkflowNotFound(id)
+    checkpoints = await database.fetch("export_checkpoints", SHARD, id)
+    return {
+        "perdure": FORMAT,
+        "workflow": {name: _out(name, getattr(rows[0], name)) for name in _ROW},
+        "checkpoints": [{name: _out(name, getattr(row, name)) for name in _CHECKPOINT} for row in checkpoints],
+    }
+
+
+async def imported(database: Database, text: Mapping[str, Any]) -> UUID:
+    """Insert what `exported` gave; returns the workflow's id.
+
+    Raises:
+        SerializationError: It isn't what `exported` gives.
+        KeyConflict: It is there already, or its key is taken.
+    """
+    try:
+        if text["perdure"] != FORMAT:
+            raise ValueError(f"its format is {text['perdure']!r}, and this version reads {FORMAT}")
+        given = {name: _in(name, text["workflow"].get(name)) for name in _ROW}
+        id = UUID(given["id"])
+        rows = [tuple(_in(name, each.get(name)) for name in _CHECKPOINT) for each in text["checkpoints"]]
+        keys = [row[0] for row in rows]
+        epochs = [cast("int", row[-1] or 0) for row in rows]
+        params = (
+            SHARD, id, given["name"], given["key"], given["queue"], given["priority"], given["partition"],
+            given["version"], given["attributes"], given["created_at"], RESULT in keys, max([1, *epochs]),
+            *columns(rows, tuple(_CHECKPOINT.values())),
+        )  # fmt: skip
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise _malformed(error) from error
+    try:
+        inserted = await database.fetch("import", *params)
+    except (psycopg.Error, struct.error) as error:
+        raise _malformed(error) from error
+    if not inserted:
+        raise KeyConflict(given["name"], given["key"] or str(id), id)
+    return id
+
+
+def _malformed(error: Exception) -> SerializationError:
+    reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}; give what 'perdure workflow export' wrote"
+    return SerializationError("the workflow to be imported", "JSON", reason)
+
+
+def _out(name: str, value: Any) -> Any:
+    if value is None:
+        return None
+    if name in _JSON:
+        return json.loads(value)
+    if name in _TIMES:
+        return cast("datetime", value).astimezone(UTC).isoformat()
+    return str(value) if isinstance(value, UUID) else value
+
+
+def _in(name: str, value: Any) -> Any:
+    if name == "payload" or (name in _JSON and value is not None):
+        return json.dumps(value, ensure_ascii=False)
+    if name in _TIMES and value is not None:
+        return datetime.fromisoformat(value)
+    return value
