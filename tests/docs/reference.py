@@ -36,7 +36,7 @@ SECTIONS = {
         "uuid4",
         "run_step",
         "patched",
-    ],  # fmt: skip
+    ],
     "Payloads": ["Codec"],
 }
 VERBS = {
@@ -56,7 +56,7 @@ VERBS = {
         "export",
         "import_",
         "close",
-    ],  # fmt: skip
+    ],
     "Handle": ["result", "status", "describe", "steps", "cancel", "terminate", "resume", "delete"],
     "Step": ["with_options"],
 }
