@@ -1,6 +1,7 @@
 """perdure: durable workflows in Python, with PostgreSQL as the only orchestrator."""
 
 from perdure.app import App
+from perdure.authoring.completion import as_completed
 from perdure.authoring.context import current
 from perdure.authoring.primitives import now, patched, random, run_step, sleep, sleep_until, timeout, uuid4
 from perdure.authoring.steps import Step, step
@@ -12,6 +13,7 @@ from perdure.errors import (
     DatabaseUnavailable,
     DeadlineExceeded,
     DuplicateName,
+    ForeignAwait,
     InvalidArguments,
     KeyConflict,
     NotInWorkflow,
@@ -46,6 +48,7 @@ __all__ = [
     "DatabaseUnavailable",
     "DeadlineExceeded",
     "DuplicateName",
+    "ForeignAwait",
     "Handle",
     "InvalidArguments",
     "Invocation",
@@ -73,6 +76,7 @@ __all__ = [
     "WorkflowNotFound",
     "WrongPlace",
     "WrongState",
+    "as_completed",
     "current",
     "now",
     "patched",

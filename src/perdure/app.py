@@ -57,6 +57,7 @@ class App(Client):
         codec: Stands between payloads and the database: compression, encryption.
         version: The version of this code; by default a hash of it.
         retention: How long workflows are kept after their end, unless they say otherwise; None: for ever.
+        strict: Whether it is an error, rather than a warning, that workflow code waits for what isn't recorded.
     """
 
     def __init__(
@@ -71,11 +72,13 @@ class App(Client):
         codec: Codec | None = None,
         version: str | None = None,
         retention: timedelta | None = KEEP,
+        strict: bool = False,
     ) -> None:
         super().__init__(database_url, schema=schema)
         if retention is not None and retention < timedelta(0):
             raise ValueError(f"retention={retention} is in the past; use 0 or more, or None")
         self._retention = retention
+        self._strict = strict
         self.name = check_name("app", name)
         self._registry = Registry(include, errors)
         self._codec = codec
@@ -240,6 +243,7 @@ class App(Client):
             workflows=self._registry.workflows,
             catalogue=self.catalogue,
             codec=self.codec,
+            strict=self._strict,
             retention={
                 name: self._retention if isinstance(workflow.retention, Unset) else workflow.retention
                 for name, workflow in self._registry.workflows.items()

@@ -13,6 +13,7 @@
     ├── NotInWorkflow             a primitive called where no workflow runs it
     ├── WrongPlace                a verb called where it can't work (blocking in a running loop, ...)
     ├── ReplayMismatch            the code asks for other steps than the ones that were recorded
+    ├── ForeignAwait              workflow code waits for what isn't recorded (`App(strict=True)`)
     ├── WrongState                the workflow isn't where that verb could do something with it
     ├── DeadlineExceeded          the workflow hadn't ended when its `timeout=` was over
     ├── RecoveryLimitExceeded     workers kept dying while they ran this workflow
@@ -201,6 +202,28 @@ class ReplayMismatch(PerdureError, RuntimeError):
             f"replay of {self.key!r}{where}: recorded was {self.recorded}{by}, but the code{now} asks for {self.asked}"
             "; restore the old call, put the new one behind patched(), give the step another name=, or match='name' "
             "if its arguments may differ; then 'perdure workflow resume'"
+        )
+
+
+class ForeignAwait(PerdureError, RuntimeError):
+    """A workflow's own code waits for what isn't recorded, so that a replay might take another path.
+
+    Attributes:
+        name: The workflow.
+        what: What it waits for.
+        line: Where, as `file:line in function`.
+    """
+
+    def __init__(self, name: str, what: str, line: str) -> None:
+        super().__init__(name, what, line)
+        self.name = name
+        self.what = what
+        self.line = line
+
+    def __str__(self) -> str:
+        return (
+            f"workflow {self.name!r} waits for {self.what} at {self.line}; a replay would begin that anew: "
+            "do it in a step, and wait with perdure.sleep() and perdure.timeout()"
         )
 
 

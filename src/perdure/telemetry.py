@@ -162,6 +162,21 @@ class WorkflowRetries(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AwaitsForeign(Event):
+    """A workflow's own code waits for what isn't recorded; told once for each line."""
+
+    workflow_id: UUID
+    name: str
+    what: str
+    line: str
+    level: ClassVar[int] = logging.WARNING
+    text: ClassVar[str] = (
+        "workflow {name} {workflow_id} waits for {what} at {line}: a replay would begin that anew; do it in a step, "
+        "and wait with perdure.sleep() and perdure.timeout()"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkflowsDeleted(Event):
     """Retention has deleted what was over for long enough."""
 

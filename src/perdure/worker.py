@@ -23,6 +23,7 @@ from perdure.codec import Codec
 from perdure.engine import scopes
 from perdure.engine.claimer import Claimer
 from perdure.engine.executor import Executor
+from perdure.engine.inspection import Inspection
 from perdure.engine.leases import Body, Lease, Registration
 from perdure.engine.loop import Turns
 from perdure.engine.maintenance import Maintenance
@@ -53,6 +54,7 @@ class Program:
     catalogue: Catalogue
     codec: Codec | None
     retention: Mapping[str, timedelta | None]
+    strict: bool = False
 
     @property
     def versions(self) -> tuple[str, ...]:
@@ -163,6 +165,7 @@ class Worker:
             database, registration.names, turns=turns, on_woken=self._pending_again, on_asked=self._asked
         )
         self._requests = Requests(database, self._lease, self._executor, turns=turns)
+        self._inspection = Inspection(self._executor, strict=program.strict, turns=turns)
         self._maintenance = Maintenance(database, program.retention, turns=turns)
 
     # --- life ------------------------------------------------------------------------------------------------------
@@ -206,6 +209,7 @@ class Worker:
         await self._session.database.reach("worker")
         await self._lease.start()
         restore = scopes.install(self._loop)
+        unwatch = self._inspection.watch_timers(self._loop)
         try:
             async with asyncio.TaskGroup() as group:
                 parts = [
@@ -217,6 +221,7 @@ class Worker:
                         self._timers,
                         self._requests,
                         self._maintenance,
+                        self._inspection,
                     )
                 ]
                 self._session.move_in(self)
@@ -235,6 +240,7 @@ class Worker:
                     part.cancel()
         finally:
             self._session.move_out()
+            unwatch()
             restore()
             self._threads.close()
             await self._lease.end()

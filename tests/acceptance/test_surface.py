@@ -29,7 +29,6 @@ LATER: dict[str, str] = {
     "set_event": SUSPENSION,
     "write_stream": STREAMS,
     "map": SUSPENSION,
-    "as_completed": SUSPENSION,
     "continue_as_new": SUSPENSION,
     "saga": MANAGEMENT,
     "Saga": MANAGEMENT,

@@ -36,6 +36,7 @@ SECTIONS = {
         "uuid4",
         "run_step",
         "patched",
+        "as_completed",
     ],
     "Payloads": ["Codec"],
 }

@@ -165,13 +165,23 @@ class Call:
     async def _attempted(self, began: float) -> Any:
         """One attempt; a success is recorded. What its body raises is raised."""
         if self.step.transaction is not None:
-            return await self.run.host.transactions.attempt(self, began)
+            return await self._in_transaction(began)
         value = await self.body(self.args)
         text, value = self.settled(value)
         position = await self.run.delivery.turn()
         self.run.record(self.checkpoint(position, "success", text, began))
         self.told("success")
         return value
+
+    async def _in_transaction(self, began: float) -> Any:
+        """The same, all of it as nobody's task: also what the author's pool does is none of the workflow's."""
+        token = CURRENT.set(None)
+        task = self.run.delivery.leave()
+        try:
+            return await self.run.host.transactions.attempt(self, began)
+        finally:
+            self.run.delivery.enter(task)
+            CURRENT.reset(token)
 
     async def body(self, args: tuple[Any, ...]) -> Any:
         """Run the body once, as nobody's task: what it calls or creates doesn't belong to the workflow."""

@@ -29,6 +29,7 @@ from collections.abc import Callable, Coroutine
 from contextvars import copy_context
 from datetime import datetime, timedelta
 from random import Random
+from types import CodeType
 from typing import Any, Protocol, cast
 from uuid import UUID
 
@@ -276,6 +277,25 @@ class Run:
         self._task = None
         self.delivery.close()
         self.host.code_ended(self)
+
+    @property
+    def call_code(self) -> CodeType:
+        """The code of the coroutines that step calls are."""
+        return calls.call.__code__
+
+    @property
+    def is_stuck_outside(self) -> bool:
+        """Whether its code may wait for something that perdure doesn't know:
+
+        a task alone with its step's body doesn't.
+        """
+        return bool(self.delivery.awake) and not (self.bodies and len(self.delivery.tasks) == 1)
+
+    def fail(self, error: Exception) -> None:
+        """It ends with that error, whatever its code does."""
+        if not self.over:
+            self.stop()
+            self.host.writer.complete(self, "error", self._failure(error))
 
     def end(self) -> None:
         """It is over here: drop what it had queued, and unwind its code."""

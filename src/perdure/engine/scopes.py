@@ -19,20 +19,24 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import re
+import sys
 import weakref
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime, timedelta
+from types import CodeType
 from typing import Any, Protocol
 from uuid import UUID
 
 from perdure.authoring.context import CURRENT
-from perdure.errors import WrongPlace
+from perdure.errors import ForeignAwait, WrongPlace
 from perdure.model.keys import occurrence, segment
 
 _IN_WORKFLOW = (
     "a verb of the app was called in a workflow's own code, where a replay would do it again; call it in a step"
 )
+_TASKS = asyncio.tasks.__file__
+_ITERATES_A_SET = frozenset({"as_completed", "_AsCompletedIterator.__init__"})
 _DEFAULT_NAME = re.compile(r"Task-\d+")
 
 
@@ -56,6 +60,8 @@ class Running(Protocol):
     def sleep(self, key: str, name: str, delay: Callable[[], timedelta]) -> Coroutine[Any, Any, None]: ...
     def limit(self, key: str, delay: timedelta | None) -> AbstractAsyncContextManager[Any]: ...
     def patched(self, name: str) -> bool: ...
+    @property
+    def call_code(self) -> CodeType: ...
     @property
     def deadline(self) -> datetime | None: ...
 
@@ -195,6 +201,7 @@ def install(loop: asyncio.AbstractEventLoop) -> Callable[[], None]:
         scope = CURRENT.get()
         if not isinstance(scope, Scope):
             return _forward(former, loop, coroutine, options)
+        _refuse_sets(scope, coroutine)
         child = scope.child(coroutine)
         context = options.pop("context", None) or contextvars.copy_context()
         context.run(CURRENT.set, child)
@@ -210,6 +217,25 @@ def install(loop: asyncio.AbstractEventLoop) -> Callable[[], None]:
             loop.set_task_factory(former)
 
     return restore
+
+
+def _refuse_sets(scope: Scope, coroutine: Any) -> None:
+    """`asyncio.as_completed` iterates over a set: the order of its tasks would be that of their addresses."""
+    frame = sys._getframe(2)  # create_task, ensure_future, and whoever called it
+    for _ in range(6):
+        if frame.f_code.co_qualname in _ITERATES_A_SET and frame.f_code.co_filename == _TASKS:
+            if getattr(coroutine, "cr_code", None) is scope.run.call_code:
+                return  # a step, whose key is drawn already
+            coroutine.close()
+            raise ForeignAwait(
+                scope.run.name,
+                "asyncio.as_completed() over coroutines, whose order differs from run to run (give it tasks, or use "
+                "perdure.as_completed(),",
+                f"{coroutine.cr_code.co_filename}:{coroutine.cr_code.co_firstlineno})",
+            )
+        if frame.f_back is None:
+            return
+        frame = frame.f_back
 
 
 def _forward(
