@@ -21,6 +21,7 @@ from perdure import telemetry
 from perdure.authoring.workflows import Workflow
 from perdure.codec import Codec
 from perdure.engine import scopes
+from perdure.engine.alarms import Alarms
 from perdure.engine.claimer import Claimer
 from perdure.engine.executor import Executor
 from perdure.engine.inspection import Inspection
@@ -73,6 +74,7 @@ class WorkerOptions:
         grace: How long steps may go on when it stops.
         only_version: Whether it leaves workflows that belong to another version of the code to other workers.
         suspends_from: How long a wait must be for a workflow to leave memory.
+        clock_stands_still: Whether the database's clock is a test's, which puts it forward by hand.
     """
 
     queues: tuple[str, ...] | None = None
@@ -81,6 +83,7 @@ class WorkerOptions:
     grace: timedelta = timedelta(seconds=20)
     only_version: bool = False
     suspends_from: timedelta = timedelta(seconds=1)
+    clock_stands_still: bool = False
 
     def __post_init__(self) -> None:
         if self.lease < SHORTEST_LEASE:
@@ -122,12 +125,15 @@ class Worker:
             on_beat=self._beat,
             long_bodies=self._long_bodies,
             connect=session.connect,
+            stands_still=options.clock_stands_still,
         )
         self._threads = Threads(min(_MOST_THREADS, options.concurrency))
-        self._writer = Writer(database, program.version)
+        self._alarms = Alarms(self._loop, stands_still=options.clock_stands_still)
+        self._writer = Writer(database, program.version, time=self._alarms.time)
         self._executor = Executor(
             workflows=program.workflows,
             writer=self._writer,
+            alarms=self._alarms,
             threads=self._threads,
             transactions=Transactions(database, program.version, options.lease),
             catalogue=program.catalogue,
@@ -204,6 +210,18 @@ class Worker:
     def worker_id(self) -> UUID | None:
         """Its present id; a lost lease ends it, and it has none until it is registered anew."""
         return self._lease.worker_id
+
+    def clock_shifted(self, seconds: float) -> None:
+        """The database's clock was put forward: whatever is due by now is looked at."""
+        self._lease.shift(seconds)
+        self._alarms.shift(seconds)
+        for part in (self._timers, self._recovery, self._maintenance, self._claimer):
+            part.wake()
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether nothing that it holds can go on by itself: no step runs, and nothing is to be written."""
+        return self._executor.is_at_rest and not self._writer.backlog and self._claimer.is_at_rest
 
     async def _run(self) -> None:
         await self._session.database.reach("worker")

@@ -30,7 +30,7 @@ async def test_what_looks_now_and_then_takes_turns(app: App, faulty: FaultyDatab
         await _turns_of_the_loop()
         sent = list(faulty.sent)
         held.leave.set()
-    assert sent == []
+    assert set(sent) <= {"notify"}, "the listener tries whether it hears; nothing else goes beside a turn"
 
 
 async def test_a_hint_does_not_wait_for_a_turn(app: App, client: Client, faulty: FaultyDatabase) -> None:

@@ -13,8 +13,9 @@ _LATER = {
     "migrate": Lazy("perdure.cli.migrate:migrate", "Make the schema in the database, or bring it up to date."),
     "postgres": Lazy("perdure.cli.postgres:postgres", "The PostgreSQL that perdure starts itself, by hand."),
     "version": Lazy("perdure.cli.version:version", "Say which versions work together here."),
+    "versions": Lazy("perdure.cli.versions:versions", "List the versions of unfinished workflows, and who runs them."),
     "worker": Lazy("perdure.cli.worker:worker", "Run the workflows of an app."),
-    "workflow": Lazy("perdure.cli.workflows:workflow", "List, show and start workflows."),
+    "workflow": Lazy("perdure.cli.workflows:workflow", "List, show, start and manage workflows."),
 }
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn, TextIO, TypeVar
 
 import click
 
@@ -19,6 +20,7 @@ SCHEMA = "PERDURE_SCHEMA"
 PATIENCE = timedelta(seconds=10)
 """People wait for commands, so they give up earlier than a program would."""
 
+_LONGEST = timedelta(days=36_500)
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _DURATION = re.compile(rf"(?:{_PART.pattern})+|\d+(?:\.\d+)?")
@@ -76,6 +78,11 @@ def _remember(ctx: click.Context, param: click.Parameter, value: str | None) -> 
         ctx.meta[f"perdure.{param.name}"] = value
 
 
+def on_terminal(stream: TextIO | None) -> bool:
+    """Whether somebody sits there; None: it is closed."""
+    return stream is not None and stream.isatty()
+
+
 # --- values: each is a click type, a function that raises click.BadParameter ------------------------------------------
 
 
@@ -99,6 +106,23 @@ def moment(text: str) -> datetime | timedelta:
         raise click.BadParameter(
             f"{text!r} is no instant; use 2026-01-31T12:00:00Z, or a duration ago such as 1h"
         ) from None
+
+
+def age(text: str) -> timedelta:
+    """A duration with its unit: where a number could be taken for days, seconds would be a bad surprise."""
+    if text.isascii() and text[-1:].isdigit():
+        raise click.BadParameter(f"{text!r} has no unit; use one such as 7d, 12h or 0s")
+    found = duration(text)
+    if found > _LONGEST:
+        raise click.BadParameter(f"{text!r} is longer than {_LONGEST.days} days; use a shorter one")
+    return found
+
+
+def filled(text: str) -> str:
+    """A text that isn't empty: `--name "$NAME"` must not mean every name, or none, where NAME isn't set."""
+    if not text:
+        raise click.BadParameter("it is empty; leave the option out to let everything through")
+    return text
 
 
 def pair(text: str) -> tuple[str, Any]:
@@ -130,13 +154,13 @@ def address(text: str) -> Address:
     return Address(host.removeprefix("[").removesuffix("]") or "0.0.0.0", int(port))
 
 
-def parsed(text: str) -> Any:
+def parsed(text: str | bytes) -> Any:
     """JSON, as the standard has it.
 
     Raises:
         ValueError: It isn't.
     """
-    return json.loads(text, parse_constant=_refuse)
+    return json.loads(text, parse_constant=_refuse, parse_float=_finite)
 
 
 def _duration_of(text: str) -> timedelta | None:
@@ -153,3 +177,11 @@ def _duration_of(text: str) -> timedelta | None:
 
 def _refuse(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON")
+
+
+def _finite(digits: str) -> float:
+    """`1e999` is a number, but none that can be kept; as a value of an option, it is some hexadecimal text."""
+    number = float(digits)
+    if math.isinf(number):
+        raise ValueError(f"{digits} is too large")
+    return number

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
 from enum import Enum
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 import click
 from rich.cells import cell_len
 
+from perdure.errors import StepFailed
+
+_STEP_FAILED = f"{StepFailed.__module__}.{StepFailed.__qualname__}"
 _COLOURS = {"success": "green", "error": "red", "cancelled": "yellow", "running": "cyan", "waiting": "blue"}
 
 
@@ -87,6 +90,29 @@ def as_dict(row: Any) -> dict[str, Any]:
 def as_json(value: Any, *, indent: int | None = None) -> str:
     """JSON as people read it: no escapes where none are needed."""
     return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def print_array(rows: Iterable[Mapping[str, Any]]) -> None:
+    """One array for programs, one row a line."""
+    lines = ",\n".join(map(as_json, rows))
+    click.echo(f"[{lines}]")
+
+
+def error_line(error: Any) -> str:
+    """A recorded failure on one line: `shop.CardDeclined: no funds`."""
+    record = error_record(error)
+    if not record:
+        return str(error)
+    args = record.get("args")
+    if record.get("type") == _STEP_FAILED and isinstance(args, list):
+        return ": ".join(map(str, cast("Iterable[Any]", args[:2])))  # without the advice on how to catch it
+    kind = str(record.get("type", "unknown")).removeprefix("builtins.")
+    return f"{kind}: {record.get('message', '')}"
+
+
+def error_record(error: Any) -> dict[str, Any]:
+    """A recorded failure, or nothing where it isn't one."""
+    return cast("dict[str, Any]", error) if isinstance(error, dict) else {}
 
 
 def shortened(text: str, most: int = 60) -> str:

@@ -62,6 +62,11 @@ class _Place:
     help="How many workflows run at the same time, at most, in each process.",
 )
 @click.option(
+    "--only-version",
+    is_flag=True,
+    help="Leave workflows that began under another version of the code to workers of that version.",
+)
+@click.option(
     "--processes", type=click.IntRange(min=1), default=1, show_default=True, help="How many processes; see below."
 )
 @click.option(
@@ -105,6 +110,7 @@ def worker(
     reference: str,
     queues: tuple[str, ...],
     concurrency: int,
+    only_version: bool,
     processes: int,
     lease: timedelta,
     grace: timedelta,
@@ -118,6 +124,9 @@ def worker(
     SIGTERM and Ctrl-C end it in order, with exit code 0: no new workflows, steps that run may end (--grace), the rest
     is handed over at once. A second signal ends it at once. It waits for a database that is away, as long as it takes.
 
+    A worker takes workflows of all versions of the code, and replays them; with --only-version those of its own alone:
+    `perdure versions` shows which ones nobody takes.
+
     With --processes, one process more starts the others, starts them again when they die, and answers --health.
 
     Durations are 20, 20s, 500ms, 5m or 1h. --database-url and --schema win over what the app says.
@@ -127,8 +136,11 @@ def worker(
       perdure worker shop:app
       perdure worker shop --queue eu --queue default --concurrency 500
       perdure worker shop:app --processes 4 --health :8080 --log-format json
+      perdure worker shop:app --only-version
     """
-    options = WorkerOptions(queues=queues or None, concurrency=concurrency, lease=lease, grace=grace)
+    options = WorkerOptions(
+        queues=queues or None, concurrency=concurrency, lease=lease, grace=grace, only_version=only_version
+    )
     if processes > 1 and supervised is None:
         logs.configure(log_level, log_format or "text", with_pid=True)
         sys.exit(_supervise(reference, options, processes, health, log_level, log_format))
@@ -167,6 +179,8 @@ def _supervise(
     ):
         if value is not None:
             command.append(f"{name}={value}")
+    if options.only_version:
+        command.append("--only-version")
     supervisor = Supervisor([*command, reference, "--supervised"], processes)
     if health is not None:
         _answer(health, lambda: supervisor.is_ready)
@@ -230,6 +244,7 @@ class _Service:
                 concurrency=self._options.concurrency,
                 lease=self._options.lease,
                 grace=self._options.grace,
+                only_version=self._options.only_version,
             )
         )
 

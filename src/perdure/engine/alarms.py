@@ -1,7 +1,7 @@
 """What a worker waits for in memory: short sleeps, pauses between attempts, limits of time.
 
-Counted on the monotonic clock, so that nobody's setting of a clock makes one early. They follow the database's clock
-all the same where that jumps on purpose (`shift`): a test puts it forward.
+Counted on the monotonic clock, so that nobody's setting of a clock makes one early. In a test the database's clock
+stands still until it is put forward (`shift`), and so does this one.
 """
 
 from __future__ import annotations
@@ -13,43 +13,44 @@ from collections.abc import Callable
 class Alarm:
     """Rings once, unless it is cancelled before."""
 
-    __slots__ = ("_alarms", "_handle", "due", "ring")
+    __slots__ = ("_alarms", "_ring", "due", "handle")
 
     def __init__(self, alarms: Alarms, due: float, ring: Callable[[], None]) -> None:
         self._alarms = alarms
-        self._handle: asyncio.TimerHandle | None = None
+        self._ring = ring
+        self.handle: asyncio.TimerHandle | None = None
         self.due = due
-        """When it rings, by the loop's clock."""
-        self.ring = ring
+        """When it rings, by the clock of the alarms."""
 
     def cancel(self) -> None:
         """It won't ring any more."""
         self._alarms.forget(self)
-        if self._handle is not None:
-            self._handle.cancel()
+        if self.handle is not None:
+            self.handle.cancel()
 
-    def arm(self, loop: asyncio.AbstractEventLoop) -> None:
-        if self._handle is not None:
-            self._handle.cancel()
-        self._handle = loop.call_at(self.due, self._rings)
-
-    def _rings(self) -> None:
+    def rings(self) -> None:
+        """It is due."""
         self._alarms.forget(self)
-        self.ring()
+        self._ring()
 
 
 class Alarms:
     """All that a worker's runs wait for in memory."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, *, stands_still: bool = False) -> None:
         self._loop = loop
+        self._stopped_at = loop.time() if stands_still else None
         self._set: set[Alarm] = set()
+
+    def time(self) -> float:
+        """What the clock says, in seconds; only differences mean something."""
+        return self._loop.time() if self._stopped_at is None else self._stopped_at
 
     def set(self, seconds: float, ring: Callable[[], None]) -> Alarm:
         """Call `ring` in so many seconds; what was due earlier rings earlier, also in the past."""
-        alarm = Alarm(self, self._loop.time() + seconds, ring)
+        alarm = Alarm(self, self.time() + seconds, ring)
         self._set.add(alarm)
-        alarm.arm(self._loop)
+        self._arm(alarm)
         return alarm
 
     def forget(self, alarm: Alarm) -> None:
@@ -57,7 +58,15 @@ class Alarms:
         self._set.discard(alarm)
 
     def shift(self, seconds: float) -> None:
-        """The database's clock was put forward by so much."""
-        for alarm in list(self._set):
-            alarm.due -= seconds
-            alarm.arm(self._loop)
+        """The clock is put forward by so much. Only one that stands still can be."""
+        assert self._stopped_at is not None
+        self._stopped_at += seconds
+        for alarm in sorted(self._set, key=lambda alarm: alarm.due):
+            self._arm(alarm)
+
+    def _arm(self, alarm: Alarm) -> None:
+        if self._stopped_at is None:
+            alarm.handle = self._loop.call_at(alarm.due, alarm.rings)
+        elif alarm.due <= self._stopped_at and alarm.handle is None:
+            # In the order in which they were due: as the loop does it.
+            alarm.handle = self._loop.call_at(self._loop.time() - self._stopped_at + alarm.due, alarm.rings)

@@ -35,7 +35,7 @@ from perdure.engine.delivery import Delivery
 from perdure.engine.step_context import StepContext
 from perdure.engine.threads import Threads
 from perdure.engine.waiting import Waits
-from perdure.errors import ReplayMismatch, RunEnded, SerializationError, StepFailed, StepTimeout
+from perdure.errors import RunEnded, SerializationError, StepFailed, StepTimeout
 from perdure.failures import Catalogue
 from perdure.hashing import arguments_hash
 from perdure.model.keys import attempt_key
@@ -92,7 +92,7 @@ class Caller(Protocol):
     def encoded(self, text: str) -> str: ...
     def decoded(self, text: str) -> str: ...
     def time(self) -> str: ...
-    def mismatch(self, recorded: Recorded, asked: str) -> ReplayMismatch: ...
+    def mismatch(self, recorded: Recorded, asked: str) -> RunEnded: ...
 
 
 async def call(run: Caller, key: str, step: Step[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

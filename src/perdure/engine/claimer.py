@@ -115,6 +115,11 @@ class Claimer(Loop):
         if self._disagreements > 1:
             self.doubt()
 
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether it has nothing to do but to poll."""
+        return not (self._hot or self._hinted or self._releases or self._reconcile)
+
     def doubt(self) -> None:
         """Memory and database may disagree: reconcile before the next claim."""
         self._reconcile = True

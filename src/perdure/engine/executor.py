@@ -40,6 +40,7 @@ class Executor:
         *,
         workflows: Mapping[str, Workflow[..., Any]],
         writer: Writer,
+        alarms: Alarms,
         threads: Threads,
         transactions: Transactions,
         catalogue: Catalogue,
@@ -56,7 +57,7 @@ class Executor:
         on_awoken: Callable[[UUID], None],
     ) -> None:
         self.loop = asyncio.get_running_loop()
-        self.alarms = Alarms(self.loop)
+        self.alarms = alarms
         self.version = version
         self.suspends_from = suspends_from
         """A run stays in memory for waits that are no longer than so many seconds."""
@@ -97,6 +98,12 @@ class Executor:
     def held(self) -> int:
         """How many entries this worker should hold, give or take what is in flight."""
         return len(self.runs)
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether all that runs here only waits for the clock, or for somebody outside."""
+        waiting = all(run.waits.is_waiting and not run.bodies and not run.waits.frozen for run in self.runs.values())
+        return waiting and not self.reserved and not self.claiming
 
     def time(self) -> datetime:
         """The database's time."""

@@ -102,7 +102,7 @@ def _caller() -> tuple[str, str]:
     """What of asyncio was called, and the line of the author's code that called it."""
     frame = sys._getframe(1)
     what = "a timer of the event loop"
-    while frame is not None and (frame.f_code.co_filename.startswith(_ASYNCIO) or _OWN in frame.f_code.co_filename):
+    while frame.f_code.co_filename.startswith(_ASYNCIO) or _OWN in frame.f_code.co_filename:
         if frame.f_code.co_filename.startswith(_ASYNCIO):
             name = frame.f_code.co_name
             if name in ("sleep", "wait_for", "wait"):

@@ -84,8 +84,10 @@ class Lease:
         on_beat: Callable[[int, int], None],
         long_bodies: Callable[[float], Sequence[Body]],
         connect: Connect | None = None,
+        stands_still: bool = False,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._stands_still = stands_still
         self._seconds = registration.lease.total_seconds()
         self._beat_seconds = self._seconds / _BEATS_A_LEASE
         self._settings = replace(settings, statement_timeout=timedelta(seconds=max(0.5, self._seconds / 2)))
@@ -117,7 +119,13 @@ class Lease:
         """The database's time, as of the last beat, and what has passed since."""
         assert self._clock is not None, "the lease has never been held"
         then, at = self._clock
-        return then + timedelta(seconds=self._monotonic() - at)
+        return then if self._stands_still else then + timedelta(seconds=self._monotonic() - at)
+
+    def shift(self, seconds: float) -> None:
+        """The database's clock was put forward by so much."""
+        if self._clock is not None:
+            then, at = self._clock
+            self._clock = then + timedelta(seconds=seconds), at
 
     async def start(self) -> None:
         """Register; returns once the lease is held.

@@ -259,7 +259,7 @@ class Run:
             for key in (step, *(attempt_key(step, attempt) for attempt in range(1, attempts)))
         )
         self.over = True
-        self._suspend(Suspension("retry", self.host.loop.time() + seconds, self.seen, aside))
+        self._suspend(Suspension("retry", self.host.alarms.time() + seconds, self.seen, aside))
 
     def _failure(self, error: BaseException) -> str:
         telemetry.emit(
@@ -380,12 +380,16 @@ class Run:
             raise RunEnded
         return Limit(self, key, delay)
 
-    def mismatch(self, recorded: Recorded, asked: str) -> ReplayMismatch:
-        """The error that says that the code asks for something else than what was recorded."""
+    def mismatch(self, recorded: Recorded, asked: str) -> RunEnded:
+        """The code asks for something else than what was recorded: the workflow fails, and its code can't catch that.
+
+        It is on a path that the history doesn't know; what it would do about an error there must not happen.
+        """
         position = recorded.position
-        return ReplayMismatch(
-            recorded.key, recorded.described, asked, position, recorded.version or "", self.host.version
+        self.fail(
+            ReplayMismatch(recorded.key, recorded.described, asked, position, recorded.version or "", self.host.version)
         )
+        return RunEnded()
 
     def time(self) -> str:
         """The database's time, in ISO format."""
@@ -463,7 +467,7 @@ class Run:
             return  # for something that perdure doesn't know, and that a replay would begin anew
         kind, due = self.waits.earliest()
         if due is not None and not self.host.draining:
-            left = due - self.host.loop.time()
+            left = due - self.host.alarms.time()
             if left <= self.host.suspends_from:
                 return
         self.waits.frozen = True
@@ -476,7 +480,7 @@ class Run:
     def suspended(self) -> None:
         suspension = self._suspension
         assert suspension is not None
-        seconds = None if suspension.due is None else suspension.due - self.host.loop.time()
+        seconds = None if suspension.due is None else suspension.due - self.host.alarms.time()
         self.stop()
         self.host.run_suspended(self, suspension.waiting_for, seconds)
 
@@ -503,7 +507,7 @@ class Run:
         """Somebody asks it to end: it is told when it is at rest, after everything that was recorded."""
         if self.over or self.waits.frozen or self._cancellation is not None:
             return
-        self._cancel(key, _said(payload)[1], self.delivery.arrived(self.host.loop.time()))
+        self._cancel(key, _said(payload)[1], self.delivery.arrived(self.host.alarms.time()))
 
     def _cancel(self, key: str, reason: str, turn: asyncio.Future[int]) -> None:
         self._cancellation, self._reason = key, reason

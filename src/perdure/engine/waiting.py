@@ -21,7 +21,7 @@ from typing import Any, Protocol, Self
 
 from perdure.engine.alarms import Alarm, Alarms
 from perdure.engine.delivery import Delivery
-from perdure.errors import ReplayMismatch, RunEnded
+from perdure.errors import RunEnded
 from perdure.model.keys import timer_key
 from perdure.model.records import Checkpoint, Recorded
 
@@ -45,7 +45,7 @@ class Waiter(Protocol):
     @property
     def host(self) -> Host: ...
     def record(self, checkpoint: Checkpoint) -> None: ...
-    def mismatch(self, recorded: Recorded, asked: str) -> ReplayMismatch: ...
+    def mismatch(self, recorded: Recorded, asked: str) -> RunEnded: ...
 
 
 class _Wait:
@@ -81,6 +81,12 @@ class Waits:
         if wait is not None and wait.alarm is not None:
             wait.alarm.cancel()
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether there is something to wait for, and none of it is due."""
+        now = self._alarms.time()
+        return bool(self._waits) and all(wait.alarm is None or wait.alarm.due > now for wait in self._waits.values())
+
     def of(self, kind: str) -> list[str]:
         """The keys of the waits of that kind."""
         return [key for key, wait in self._waits.items() if wait.kind == kind]
@@ -90,7 +96,7 @@ class Waits:
         self._rings(self._waits[key])
 
     def earliest(self) -> tuple[str, float | None]:
-        """What the run waits for first, and until when by the loop's clock; None: without a limit."""
+        """What the run waits for first, and until when by the clock of the alarms; None: without a limit."""
         timed = [(wait.alarm.due, wait.kind) for wait in self._waits.values() if wait.alarm is not None]
         if timed:
             due, kind = min(timed)
@@ -118,10 +124,10 @@ class Waits:
 
 
 async def wait(run: Waiter, key: str, kind: str, seconds: float | None) -> float:
-    """Wait in memory, in a way in which the run may suspend; returns when it was due, by the loop's clock."""
+    """Wait in memory, in a way in which the run may suspend; returns when it was due, by the clock of the alarms."""
     loop = run.host.loop
     future: asyncio.Future[None] = loop.create_future()
-    due = loop.time() + (seconds or 0.0)
+    due = run.host.alarms.time() + (seconds or 0.0)
 
     def ring() -> None:
         if not future.done():
@@ -204,7 +210,7 @@ class Limit:
             await run.delivery.live()
         delay = self._delay
         left = _begun(run, self._key, lambda: delay)
-        due = run.host.loop.time() + left
+        due = run.host.alarms.time() + left
         run.waits.add(self._key, "timer", left, lambda: self._take_turn(run.delivery.arrived(due), is_new=True))
         return self
 

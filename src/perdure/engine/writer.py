@@ -35,7 +35,8 @@ What can go wrong, and why it is safe:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, Protocol
 from uuid import UUID
@@ -102,9 +103,10 @@ class Part:
 class Writer:
     """Gathers what runs record, and flushes it: one task, one flush at a time."""
 
-    def __init__(self, database: Database, version: str) -> None:
+    def __init__(self, database: Database, version: str, *, time: Callable[[], float] = time.monotonic) -> None:
         self._database = database
         self._version = version
+        self._time = time
         self._parts: dict[Writing, Part] = {}
         self._work = asyncio.Event()
         self._idle = asyncio.Event()
@@ -275,7 +277,7 @@ class Writer:
         if not suspended:
             (answer,) = await self._database.attempt("complete", *recorded, *results)
             return _NOBODY if answer.held else None
-        now = asyncio.get_running_loop().time()
+        now = self._time()
         asides = [(run.id, key) for run, suspension in suspended for key in suspension.aside]
         (answer,) = await self._database.attempt(
             "suspend",
