@@ -20,12 +20,14 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import click
 import psycopg
 import pytest
 from click.testing import Result
 from processes import PATIENCE, PERDURE, Run, Spawn
 
 from perdure import App, Retry, Workflow, sleep, step, telemetry
+from perdure.cli.workflows import workflow
 from perdure.embedded import Cluster
 
 MISSING = "01a206e8-b5f0-76e2-a285-1162a825003a"
@@ -454,6 +456,10 @@ class Terminal:
         os.write(self._ours, text.encode())
 
     def interrupt(self) -> None:
+        """Ctrl-C, once it waits for an answer: of one that comes just before, Python hears when the read has ended."""
+        stat = Path(f"/proc/{self._process.pid}/stat")
+        while stat.read_text().rpartition(")")[2].split()[0] != "S":
+            pass
         self._process.send_signal(signal.SIGINT)
 
     def code(self) -> int:
@@ -502,7 +508,7 @@ def test_on_a_terminal_a_filter_asks_before_it_terminates(
 def test_ctrl_c_at_the_question_does_nothing(run: Run, terminal: Callable[..., Terminal], mine: str) -> None:
     id = ended(run, "checkout", "[1]", mine)
     asked = terminal("workflow", "delete", mine)
-    asked.until("Delete 1 workflow, with all that was recorded? [y/N]")
+    asked.until("Delete 1 workflow, with all that was recorded? [y/N]: ")
     asked.interrupt()
     assert asked.code() == 130
     assert is_there(run, id)
@@ -831,9 +837,17 @@ def test_a_worker_can_be_pinned_to_its_version(
 # --- help -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, "prune", "export", "import", "list", "show", "steps", "start"])
-def test_every_command_shows_examples(run: Run, command: str) -> None:
-    shown = run("workflow", command, "--help")
-    assert shown.exit_code == 0
-    assert f"\n    perdure workflow {command}" in shown.stdout
-    assert f"\n  {command} " in run("workflow", "--help").stdout
+@pytest.mark.parametrize("name", sorted(workflow.later))
+def test_every_command_shows_examples_and_explains_its_options(run: Run, name: str) -> None:
+    command = workflow.later[name].load()
+    helped = run("workflow", name, "--help")
+    assert helped.exit_code == 0
+    assert f"\n    perdure workflow {name}" in helped.stdout
+    assert [option.name for option in command.params if isinstance(option, click.Option) and not option.help] == []
+
+
+def test_the_summary_in_the_list_of_commands_is_that_of_the_command(run: Run) -> None:
+    listed = run("workflow", "--help").stdout
+    for name, lazy in workflow.later.items():
+        assert f"\n  {name} " in listed
+        assert (lazy.load().help or "").startswith(lazy.summary)

@@ -26,10 +26,11 @@ _reason = click.option("--reason", metavar="TEXT", help="Why; it stands in their
     _UNFINISHED, "Only those that stand there. [default: all three]", "All that haven't ended; goes with no filter."
 )
 def cancel(order: Order, reason: str | None) -> None:
-    """Ask workflows to end: their code gets CancelledError where it waits, and may clean up. Prints their ids.
+    """Ask workflows to end: their code may clean up. Prints their ids.
 
-    Give ids or a filter. Of ids, each that can't be cancelled is a line on stderr, and the exit code is 1; the others
-    are cancelled all the same. What a filter found and has ended meanwhile is left as it is.
+    It gets CancelledError where it waits. Give ids or a filter. Of ids, each that can't be cancelled is a line on
+    stderr, and the exit code is 1; the others are cancelled all the same. What a filter found and has ended meanwhile
+    is left as it is.
 
     \b
     Examples:
@@ -85,10 +86,11 @@ def terminate(order: Order, reason: str | None) -> None:
     "All that failed; goes with no filter.",
 )
 def resume(order: Order) -> None:
-    """Let workflows go on from their last checkpoint: failed and cancelled ones, parked steps, what was imported.
+    """Let workflows go on from their last checkpoint. Prints their ids.
 
-    The failure is set aside, and everything else that was recorded stays. Prints their ids. Give ids or a filter. Of
-    ids, each that can't be resumed is a line on stderr, and the exit code is 1; the others are resumed all the same.
+    Those that failed or were cancelled, have a parked step, or were imported: the failure is set aside, and everything
+    else that was recorded stays. Give ids or a filter. Of ids, each that can't be resumed is a line on stderr, and the
+    exit code is 1; the others are resumed all the same.
 
     \b
     Examples:
@@ -115,10 +117,11 @@ def resume(order: Order) -> None:
     asks=True,
 )
 def delete(order: Order) -> None:
-    """Delete workflows that have ended, with all that they recorded; their keys are free again. Prints their ids.
+    """Delete workflows that have ended. Prints their ids.
 
-    Give ids or a filter; with a filter it asks before it begins, and needs --yes where stdin is no terminal. Of ids,
-    each that can't be deleted is a line on stderr, and the exit code is 1; the others are deleted all the same.
+    All that they recorded goes with them, and their keys are free again. Give ids or a filter; with a filter it asks
+    before it begins, and needs --yes where stdin is no terminal. Of ids, each that can't be deleted is a line on
+    stderr, and the exit code is 1; the others are deleted all the same.
 
     \b
     Examples:
@@ -145,10 +148,10 @@ def delete(order: Order) -> None:
 @click.option("--json", "json_wanted", is_flag=True, help="For programs: one object.")
 @database_options
 def prune(keep: timedelta | None, dry_run: bool, json_wanted: bool) -> None:
-    """Delete workflows that ended longer ago than they are kept, with all that they recorded. Asks nothing.
+    """Delete what has been over for longer than it is kept. Asks nothing.
 
-    How long that is, apps and workflows say (retention=); 30 days where they don't. Workers do the same by themselves,
-    now and then.
+    How long it is kept, apps and workflows say (retention=); 30 days where they don't. Workers do the same by
+    themselves, now and then.
 
     \b
     Examples:

@@ -25,9 +25,10 @@ from perdure.model.statuses import Status
 )
 @database_options
 def export(id: UUID, output: str | None) -> None:
-    """Write a workflow as JSON, with all that it recorded: for a bug report, a test, another database.
+    """Write a workflow as JSON, with all that it recorded.
 
-    Payloads stand in it as they are stored: have a look before you send it to anybody.
+    For a bug report, a test, another database. Payloads stand in it as they are stored: have a look before you send it
+    to anybody.
 
     \b
     Examples:
@@ -50,10 +51,11 @@ def export(id: UUID, output: str | None) -> None:
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True), metavar="[FILE]", required=False)
 @database_options
 def import_(file: str | None) -> None:
-    """Bring in what `perdure workflow export` wrote, from FILE or from stdin (-), and print the workflow's id.
+    """Bring in a workflow that was exported.
 
-    What hadn't ended waits for an operator here, because it may still run where it came from: `perdure workflow resume`
-    lets it go on.
+    Reads what `perdure workflow export` wrote, from FILE or from stdin (-), and prints the workflow's id. What hadn't
+    ended waits for an operator here, because it may still run where it came from: `perdure workflow resume` lets it go
+    on.
 
     \b
     Examples:

@@ -15,10 +15,14 @@ _LATER = {
     "list": Lazy("perdure.cli.look:list_", "List workflows, newest first."),
     "prune": Lazy("perdure.cli.manage:prune", "Delete what has been over for longer than it is kept."),
     "resume": Lazy("perdure.cli.manage:resume", "Let workflows go on from their last checkpoint."),
-    "show": Lazy("perdure.cli.look:show_", "Show a workflow: where it stands, its input, its output or its error."),
+    "show": Lazy("perdure.cli.look:show_", "Show a workflow: where it stands, its input, and its output or its error."),
     "start": Lazy("perdure.cli.start:start", "Start a workflow and print its id."),
-    "steps": Lazy("perdure.cli.look:steps", "List the steps of a workflow."),
-    "terminate": Lazy("perdure.cli.manage:terminate", "End workflows at once: no more of their code runs."),
+    "steps": Lazy(
+        "perdure.cli.look:steps", "List the steps of a workflow, in the order in which its code got their outcomes."
+    ),
+    "terminate": Lazy(
+        "perdure.cli.manage:terminate", "End workflows at once: no more of their code runs, not even to clean up."
+    ),
 }
 
 
