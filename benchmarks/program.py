@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
+from datetime import timedelta
 
-from perdure import App, step
+from perdure import App, sleep, step
 
 SCHEMA = "BENCHMARK_SCHEMA"
 TEXT = "x" * 98
@@ -25,6 +27,16 @@ async def clock() -> int:
     return time.monotonic_ns()
 
 
+@step(pure=True)
+async def number(n: int) -> int:
+    return n
+
+
+@step
+async def hold() -> None:
+    await asyncio.Event().wait()
+
+
 @app.workflow
 async def one_step(text: str) -> str:
     return await echo(text)
@@ -38,3 +50,23 @@ async def timed() -> int:
 @app.workflow
 async def many_steps(count: int) -> list[int]:
     return [await clock() for _ in range(count)]
+
+
+@app.workflow
+async def nap(seconds: float) -> int:
+    await sleep(timedelta(seconds=seconds))
+    return await clock()
+
+
+@app.workflow
+async def stand_still() -> None:
+    await hold()
+
+
+@app.workflow
+async def remember(count: int) -> int:
+    """So many recorded steps, a sleep out of memory, and one step more."""
+    for n in range(count):
+        await number(n)
+    await sleep(timedelta(seconds=1.5))
+    return await clock()

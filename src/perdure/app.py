@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
 from typing import Any, Concatenate, ParamSpec, Protocol, overload
@@ -127,6 +127,7 @@ class App(Client):
         retry: Retry | None = None,
         queue: str = "default",
         timeout: timedelta | None = None,
+        idempotent: bool = False,
         on_exhausted: OnExhausted = "fail",
         retention: timedelta | None = ...,
     ) -> JobDecorator: ...
@@ -139,6 +140,7 @@ class App(Client):
         retry: Retry | None = None,
         queue: str = "default",
         timeout: timedelta | None = None,
+        idempotent: bool = False,
         on_exhausted: OnExhausted = "fail",
         retention: timedelta | Unset | None = UNSET,
     ) -> Any:
@@ -149,12 +151,15 @@ class App(Client):
             retry: When it is tried again; None: one attempt.
             queue: Where it waits unless a start says otherwise.
             timeout: How long one attempt may take.
+            idempotent: Running it again, after a crash, does no harm; `perdure.testing.crash_everywhere` asks.
             on_exhausted: "park": after its last attempt it waits for an operator, who resumes it.
             retention: How long it is kept after its end; None: for ever. By default what the app says.
         """
 
         def declare(fn: Callable[..., Any]) -> Workflow[..., Any]:
-            step: Step[..., Any] = Step(fn, name=name, retry=retry, timeout=timeout, on_exhausted=on_exhausted)
+            step: Step[..., Any] = Step(
+                fn, name=name, retry=retry, timeout=timeout, idempotent=idempotent, on_exhausted=on_exhausted
+            )
 
             @functools.wraps(fn)
             async def body(*args: Any, **kwargs: Any) -> Any:
@@ -229,14 +234,16 @@ class App(Client):
 
     @asynccontextmanager
     async def _worker(self, options: WorkerOptions) -> AsyncGenerator[Worker]:
-        worker = Worker(self.session(), self._program_of_code(), options)
+        worker = Worker(self.session(), self.program, options)
         await worker.start()
         try:
             yield worker
         finally:
             await worker.stop()
 
-    def _program_of_code(self) -> Program:
+    @property
+    def program(self) -> Program:
+        """Its code, as a worker runs it."""
         return Program(
             app=self.name,
             version=self.version,
@@ -273,6 +280,11 @@ class App(Client):
         if self._version is None:
             self._version = self._registry.version
         return self._version
+
+    @property
+    def workflow_functions(self) -> Mapping[str, Workflow[..., Any]]:
+        """Its workflows, by name."""
+        return self._registry.workflows
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -72,9 +72,9 @@ class Portal:
             return self._loop
 
 
-_PORTAL = Portal()
+PORTAL = Portal()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_PORTAL.reset)
+    os.register_at_fork(after_in_child=PORTAL.reset)
 
 
 class BlockingHandle(Generic[R_co]):
@@ -87,37 +87,37 @@ class BlockingHandle(Generic[R_co]):
     """
 
     def __init__(self, handle: Handle[R_co]) -> None:
-        self._handle = handle
+        self.handle = handle
         self.id: UUID = handle.id
         self.key: str | None = handle.key
         self.started: bool = handle.started
 
     def result(self, *, timeout: timedelta | None = None) -> R_co:
-        return _PORTAL.run(self._handle.result(timeout=timeout), "handle.result()")
+        return PORTAL.run(self.handle.result(timeout=timeout), "handle.result()")
 
     def status(self) -> Status:
-        return _PORTAL.run(self._handle.status(), "handle.status()")
+        return PORTAL.run(self.handle.status(), "handle.status()")
 
     def describe(self) -> WorkflowInfo:
-        return _PORTAL.run(self._handle.describe(), "handle.describe()")
+        return PORTAL.run(self.handle.describe(), "handle.describe()")
 
     def steps(self) -> Sequence[StepInfo]:
-        return _PORTAL.run(self._handle.steps(), "handle.steps()")
+        return PORTAL.run(self.handle.steps(), "handle.steps()")
 
     def cancel(self, *, reason: str | None = None) -> None:
-        _PORTAL.run(self._handle.cancel(reason=reason), "handle.cancel()")
+        PORTAL.run(self.handle.cancel(reason=reason), "handle.cancel()")
 
     def terminate(self, *, reason: str | None = None) -> None:
-        _PORTAL.run(self._handle.terminate(reason=reason), "handle.terminate()")
+        PORTAL.run(self.handle.terminate(reason=reason), "handle.terminate()")
 
     def resume(self) -> None:
-        _PORTAL.run(self._handle.resume(), "handle.resume()")
+        PORTAL.run(self.handle.resume(), "handle.resume()")
 
     def delete(self) -> None:
-        _PORTAL.run(self._handle.delete(), "handle.delete()")
+        PORTAL.run(self.handle.delete(), "handle.delete()")
 
     def __repr__(self) -> str:
-        return repr(self._handle)
+        return repr(self.handle)
 
 
 class BlockingApp:
@@ -144,20 +144,20 @@ class BlockingApp:
     ) -> BlockingHandle[R]:
         taken(invocation)
         if connection is not None:
-            _PORTAL.run(self._prepare(), "app.start()")
+            PORTAL.run(self._prepare(), "app.start()")
             new = self._client._new(
                 invocation, key=key, on_conflict=on_conflict, queue=queue, priority=priority, partition=partition,
                 delay=delay, start_at=start_at, timeout=timeout, attributes=attributes,
             )  # fmt: skip
             program = self._client._program([new])
             (started,) = foreign.run_blocking(connection, program, statements(self._client.settings.schema))
-            _PORTAL.run(self._client._report_differences([new], [started]), "app.start()")
+            PORTAL.run(self._client._report_differences([new], [started]), "app.start()")
             return BlockingHandle(self._client._started(invocation, new, started))
         starting = self._client.start(
             invocation, key=key, on_conflict=on_conflict, queue=queue, priority=priority, partition=partition,
             delay=delay, start_at=start_at, timeout=timeout, attributes=attributes,
         )  # fmt: skip
-        return BlockingHandle(_PORTAL.run(starting, "app.start()"))
+        return BlockingHandle(PORTAL.run(starting, "app.start()"))
 
     def start_many(
         self, invocations: Iterable[Invocation[R] | Start[R]], /, *, queue: str | None = None, connection: Any = None
@@ -166,7 +166,7 @@ class BlockingApp:
         for each in starts:
             taken(each.invocation)
         starting = self._client.start_many(starts, queue=queue, connection=connection)
-        return [BlockingHandle(handle) for handle in _PORTAL.run(starting, "app.start_many()")]
+        return [BlockingHandle(handle) for handle in PORTAL.run(starting, "app.start_many()")]
 
     def run(
         self,
@@ -183,7 +183,7 @@ class BlockingApp:
         running = self._client.run(
             invocation, key=key, queue=queue, priority=priority, partition=partition, timeout=timeout
         )
-        return _PORTAL.run(running, "app.run()")
+        return PORTAL.run(running, "app.run()")
 
     def handle(self, id: UUID, /, type: TypeForm[T] = ANY) -> BlockingHandle[T]:
         return BlockingHandle(self._client.handle(id, type))
@@ -193,7 +193,7 @@ class BlockingApp:
     @overload
     def find(self, workflow: str, /, *, key: str) -> BlockingHandle[Any] | None: ...
     def find(self, workflow: Workflow[..., R] | str, /, *, key: str) -> BlockingHandle[R] | None:
-        found: Handle[R] | None = _PORTAL.run(self._client.find(workflow, key=key), "app.find()")
+        found: Handle[R] | None = PORTAL.run(self._client.find(workflow, key=key), "app.find()")
         return None if found is None else BlockingHandle(found)
 
     def workflows(
@@ -216,7 +216,7 @@ class BlockingApp:
         async def following() -> WorkflowInfo | None:
             return await anext(pages, None)
 
-        while (found := _PORTAL.run(following(), "app.workflows()")) is not None:
+        while (found := PORTAL.run(following(), "app.workflows()")) is not None:
             yield found
 
     def cancel_many(
@@ -236,7 +236,7 @@ class BlockingApp:
             reason=reason, status=status, name=name, queue=queue, key_prefix=key_prefix, since=since, until=until,
             attributes=attributes, dry_run=dry_run,
         )  # fmt: skip
-        return _PORTAL.run(doing, "app.cancel_many()")
+        return PORTAL.run(doing, "app.cancel_many()")
 
     def terminate_many(
         self,
@@ -255,7 +255,7 @@ class BlockingApp:
             reason=reason, status=status, name=name, queue=queue, key_prefix=key_prefix, since=since, until=until,
             attributes=attributes, dry_run=dry_run,
         )  # fmt: skip
-        return _PORTAL.run(doing, "app.terminate_many()")
+        return PORTAL.run(doing, "app.terminate_many()")
 
     def resume_many(
         self,
@@ -273,7 +273,7 @@ class BlockingApp:
             status=status, name=name, queue=queue, key_prefix=key_prefix, since=since, until=until,
             attributes=attributes, dry_run=dry_run,
         )  # fmt: skip
-        return _PORTAL.run(doing, "app.resume_many()")
+        return PORTAL.run(doing, "app.resume_many()")
 
     def delete_many(
         self,
@@ -291,19 +291,19 @@ class BlockingApp:
             status=status, name=name, queue=queue, key_prefix=key_prefix, since=since, until=until,
             attributes=attributes, dry_run=dry_run,
         )  # fmt: skip
-        return _PORTAL.run(doing, "app.delete_many()")
+        return PORTAL.run(doing, "app.delete_many()")
 
-    def prune(self, *, keep: timedelta | None = None, dry_run: bool = False) -> int:
-        return _PORTAL.run(self._client.prune(keep=keep, dry_run=dry_run), "app.prune()")
+    def prune(self, *, keep: timedelta | None = None, name: str | None = None, dry_run: bool = False) -> int:
+        return PORTAL.run(self._client.prune(keep=keep, name=name, dry_run=dry_run), "app.prune()")
 
     def export(self, id: UUID, /) -> Json:
-        return _PORTAL.run(self._client.export(id), "app.export()")
+        return PORTAL.run(self._client.export(id), "app.export()")
 
     def import_(self, exported: Json, /) -> BlockingHandle[Any]:
-        return BlockingHandle(_PORTAL.run(self._client.import_(exported), "app.import_()"))
+        return BlockingHandle(PORTAL.run(self._client.import_(exported), "app.import_()"))
 
     def close(self) -> None:
-        _PORTAL.run(self._client.close(), "app.close()")
+        PORTAL.run(self._client.close(), "app.close()")
 
     async def _prepare(self) -> None:
         await self._client.session().database.prepare()

@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import weakref
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Self, overload
@@ -385,11 +385,12 @@ class Client:
         statuses = _FINAL if status is None else (status,)
         return await self._apply(management.delete(self.session()), wanted, statuses, dry_run=dry_run)
 
-    async def prune(self, *, keep: timedelta | None = None, dry_run: bool = False) -> int:
+    async def prune(self, *, keep: timedelta | None = None, name: str | None = None, dry_run: bool = False) -> int:
         """Delete what has been over for longer than it is kept, now; workers do the same by themselves, now and then.
 
         Args:
             keep: How long to keep what has ended, whatever apps and workflows say; None: what they say.
+            name: Only workflows of that name.
             dry_run: Only count.
 
         Returns:
@@ -400,7 +401,7 @@ class Client:
         database, deleted = self.session().database, 0
         after: UUID | None = FIRST
         while after is not None:
-            after, count = await prune_chunk(database, after, keep=keep, dry_run=dry_run)
+            after, count = await prune_chunk(database, after, keep=keep, name=name, dry_run=dry_run)
             deleted += count
         return deleted
 
@@ -462,6 +463,20 @@ class Client:
         if session is None:
             session = self._sessions[loop] = Session(self.settings)
         return session
+
+    def move(self, settings: Settings) -> Callable[[], None]:
+        """Talk to another database from now on, with sessions of its own; returns what goes back. For tests."""
+        former, self.settings = self.settings, settings
+        sessions, self._sessions = self._sessions, weakref.WeakKeyDictionary()
+
+        def back() -> None:
+            self.settings, self._sessions = former, sessions
+
+        return back
+
+    def sessions(self) -> list[tuple[asyncio.AbstractEventLoop, Session]]:
+        """What it has, for each event loop."""
+        return list(self._sessions.items())
 
     # --- what an app knows better ----------------------------------------------------------------------------------
 

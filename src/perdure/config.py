@@ -24,6 +24,7 @@ class Settings:
         max_payload: The largest payload, in bytes of JSON.
         max_recoveries: After how many lost workers in a row, without any progress, a workflow ends in error.
         migrate: Whether a missing or older schema is brought up to date at first use.
+        read_only: Whether a server that takes no writes (a standby) will do: for tools that only look.
     """
 
     database_url: str | None = None
@@ -34,6 +35,7 @@ class Settings:
     max_payload: int = 16 * 1024 * 1024
     max_recoveries: int = 10
     migrate: bool = field(default_factory=lambda: os.environ.get("PERDURE_MIGRATE", "on") not in ("off", "0", "no"))
+    read_only: bool = False
 
     def __post_init__(self) -> None:
         if not self.schema or len(self.schema.encode()) > 63 or "\0" in self.schema:

@@ -90,7 +90,8 @@ def resume(session: Session) -> Verb:
     async def reach(ids: Sequence[UUID]) -> Iterable[Any]:
         database = session.database
         rows = [*await database.fetch("resume_ended", SHARD, Uuids(ids), token)]
-        for statement, more in (("resume_parked", (token,)), ("resume_imported", ())):
+        parked, imported = ("resume_parked", (token,)), ("resume_imported", ())
+        for statement, more in (parked, imported, parked):  # once more: what parked between the first two
             left = _without(ids, rows)
             if left:
                 rows += await database.fetch(statement, SHARD, Uuids(left), *more)

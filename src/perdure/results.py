@@ -25,6 +25,7 @@ _DEAF_SECONDS = 0.25
 _HEARING_SECONDS = 1.0
 _LOCAL_SECONDS = 0.5
 _WAITING_SECONDS = 3.0
+_MOST_ENDED = 4096
 
 
 class Results:
@@ -37,6 +38,7 @@ class Results:
         self._waiters: dict[UUID, list[asyncio.Future[Result]]] = {}
         self._unseen: set[UUID] = set()
         self._local: set[UUID] = set()
+        self._ended: dict[UUID, None] = {}  # the last ones that ended here, and nobody waited for
         self._look = asyncio.Event()
         self._polling: asyncio.Task[None] | None = None
         self._said_at = float("-inf")
@@ -47,7 +49,8 @@ class Results:
         Args:
             id: The workflow.
             is_known: It is there for certain.
-            is_local: A worker of this process runs it, and will say when it ends: there is no hurry to look.
+            is_local: A worker of this process has it, and will say when it ends: there is no hurry to look, unless it
+                has said so already.
 
         Raises:
             WorkflowNotFound: There is no such workflow.
@@ -57,7 +60,7 @@ class Results:
         waiters.append(future)
         if not is_known:
             self._unseen.add(id)
-        if is_local:
+        if is_local and id not in self._ended:
             self._local.add(id)
         else:
             self._look.set()
@@ -78,7 +81,12 @@ class Results:
 
     def deliver(self, result: Result) -> None:
         """A worker of this process has made it durable."""
-        for future in self._waiters.get(result.workflow_id, ()):
+        if result.workflow_id not in self._waiters:
+            self._ended[result.workflow_id] = None
+            if len(self._ended) > _MOST_ENDED:
+                del self._ended[next(iter(self._ended))]
+            return
+        for future in self._waiters[result.workflow_id]:
             if not future.done():
                 future.set_result(result)
         self._forget(result.workflow_id)

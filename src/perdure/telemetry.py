@@ -232,10 +232,13 @@ class RunOutlived(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepStarted(Event):
+    """Its body is about to run. `idempotent`: running it again does no harm, its author says."""
+
     workflow_id: UUID
     workflow: str
     key: str
     attempt: int
+    idempotent: bool
     level: ClassVar[int] = logging.DEBUG
     text: ClassVar[str] = "step {key} of {workflow} {workflow_id} starts (attempt {attempt})"
 
@@ -281,6 +284,15 @@ class UnknownNames(Event):
     @property
     def fate(self) -> str:
         return "; they are parked until a worker knows them" if self.parked else ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlushBegins(Event):
+    """What these workflows have recorded is about to be sent."""
+
+    workflows: int
+    level: ClassVar[int] = logging.DEBUG
+    text: ClassVar[str] = "flush of {workflows} workflows begins"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

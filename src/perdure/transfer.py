@@ -68,6 +68,29 @@ async def imported(database: Database, text: Mapping[str, Any]) -> UUID:
         SerializationError: It isn't what `exported` gives.
         KeyConflict: It is there already, or its key is taken.
     """
+    given, params = _params(text)
+    try:
+        inserted = await database.fetch("import", *params)
+    except (psycopg.Error, struct.error) as error:
+        raise _malformed(error) from error
+    id: UUID = params[1]
+    if not inserted:
+        raise KeyConflict(given["name"], given["key"] or str(id), id)
+    return id
+
+
+def identity(text: Mapping[str, Any]) -> tuple[UUID, str, str | None]:
+    """The id, the name and the key of what `exported` gave.
+
+    Raises:
+        SerializationError: It isn't what `exported` gives.
+    """
+    given, params = _params(text)
+    return params[1], given["name"], given["key"]
+
+
+def _params(text: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[Any, ...]]:
+    """The workflow's row, and the parameters of the statement."""
     try:
         if text["perdure"] != FORMAT:
             raise ValueError(f"its format is {text['perdure']!r}, and this version reads {FORMAT}")
@@ -81,15 +104,9 @@ async def imported(database: Database, text: Mapping[str, Any]) -> UUID:
             given["version"], given["attributes"], given["created_at"], RESULT in keys, max([1, *epochs]),
             *columns(rows, tuple(_CHECKPOINT.values())),
         )  # fmt: skip
+        return given, params
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise _malformed(error) from error
-    try:
-        inserted = await database.fetch("import", *params)
-    except (psycopg.Error, struct.error) as error:
-        raise _malformed(error) from error
-    if not inserted:
-        raise KeyConflict(given["name"], given["key"] or str(id), id)
-    return id
 
 
 def _malformed(error: Exception) -> SerializationError:

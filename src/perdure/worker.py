@@ -148,8 +148,9 @@ class Worker:
             on_result=self._result,
             on_release=lambda release: self._claimer.release(release),
             on_awoken=self._look_at,
+            on_timer=self.timer_set,
         )
-        turns = Turns()
+        turns = self._turns = Turns()
         self._claimer = Claimer(
             database,
             self._lease,
@@ -211,17 +212,39 @@ class Worker:
         """Its present id; a lost lease ends it, and it has none until it is registered anew."""
         return self._lease.worker_id
 
+    # --- for tests, which put the clock forward ---------------------------------------------------------------------
+
     def clock_shifted(self, seconds: float) -> None:
-        """The database's clock was put forward: whatever is due by now is looked at."""
+        """The database's clock was put forward."""
         self._lease.shift(seconds)
         self._alarms.shift(seconds)
+        self.look_around()
+
+    def look_around(self) -> None:
+        """Look now at what is looked at now and then."""
         for part in (self._timers, self._recovery, self._maintenance, self._claimer):
             part.wake()
 
     @property
     def is_at_rest(self) -> bool:
-        """Whether nothing that it holds can go on by itself: no step runs, and nothing is to be written."""
-        return self._executor.is_at_rest and not self._writer.backlog and self._claimer.is_at_rest
+        """Whether nothing that it holds can go on by itself: no step runs, nothing is to be written or looked at."""
+        return (
+            self._executor.is_at_rest
+            and self._writer.is_idle
+            and self._claimer.is_at_rest
+            and self._requests.is_at_rest
+            and not self._turns.is_taken
+        )
+
+    @property
+    def executor(self) -> Executor:
+        """Its runs."""
+        return self._executor
+
+    @property
+    def alarms(self) -> Alarms:
+        """What its runs wait for in memory."""
+        return self._alarms
 
     async def _run(self) -> None:
         await self._session.database.reach("worker")

@@ -27,6 +27,7 @@ from perdure import (
     WorkflowNotFound,
     current,
     step,
+    telemetry,
 )
 
 
@@ -565,3 +566,16 @@ async def test_a_start_in_a_step_is_made_once_however_often_the_step_is_tried(ap
     async with app.worker():
         started = await app.run(flow())
     assert [str(each.id) async for each in app.workflows(name="other")] == [started]
+
+
+async def test_the_result_of_what_has_ended_here_is_there_at_once(app: App, events, monkeypatch) -> None:
+    monkeypatch.setattr("perdure.results._LOCAL_SECONDS", 3600.0)  # for as long it would trust its own worker to tell
+
+    @app.workflow
+    async def flow() -> str:
+        return "done"
+
+    async with app.worker():
+        handle = await app.start(flow())
+        await events.wait_for(telemetry.WorkflowEnded)
+        assert await handle.result(timeout=SOON) == "done"

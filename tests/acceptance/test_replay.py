@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from acceptance.support import Gate, hold, interrupted, replayed, served
+from acceptance.support import SOON, Gate, hold, interrupted, replayed, served
 from perdure import App, now, random, run_step, step, uuid4
 
 
@@ -374,3 +374,27 @@ async def test_values_made_in_several_tasks_are_the_same_on_replay(app: App) -> 
     await replayed(app, flow(), gate)
     assert seen[0] == seen[1]
     assert len(set(seen[0])) == 3
+
+
+async def test_two_workers_on_one_loop_give_a_task_one_scope(app: App, database_url: str) -> None:
+    @step
+    async def fetch(number: int) -> int:
+        return number
+
+    async def get(number: int) -> int:
+        return await fetch(number)
+
+    @app.workflow
+    async def flow() -> list[int]:
+        return list(await asyncio.gather(*(get(number) for number in range(2))))
+
+    async with App("other", database_url=database_url, schema=app.settings.schema) as other:
+
+        @other.workflow
+        async def unrelated() -> None: ...
+
+        async with app.worker(), other.worker():
+            handle = await app.start(flow())
+            assert await handle.result(timeout=SOON) == [0, 1]
+    keys = {each.key.removeprefix(get.__qualname__) for each in await handle.steps()}
+    assert keys == {"/fetch", "#2/fetch"}

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
+import psycopg
 import pytest
 
-from acceptance.support import AT_ONCE, SOON, only_step, served
-from perdure import App, Retry, RetryAfter, StepFailed, StepTimeout, current, step
-from perdure.telemetry import StepRetries
+from acceptance.support import AT_ONCE, SOON, Gate, hold, only_step, served
+from perdure import App, Handle, Retry, RetryAfter, StepFailed, StepTimeout, current, sleep, step
+from perdure.telemetry import StepRetries, WorkflowCancelling, WorkflowSuspended
 
 
 def quick(**options: Any) -> Retry:
@@ -480,3 +482,314 @@ async def test_attempts_stand_in_the_view(app: App, sql: Callable[..., list[tupl
     async with app.worker():
         await app.run(flow())
     assert sql("SELECT name, status, attempts FROM workflow_steps") == [("fetch", "success", 3)]
+
+
+# --- pauses are durable ---------------------------------------------------------------------------------------------
+
+HOUR = timedelta(hours=1)
+PAUSES = [
+    pytest.param(ConnectionError("not yet"), id="after a failure"),
+    pytest.param(RetryAfter(HOUR), id="that the step asked for"),
+    pytest.param(RetryAfter(HOUR, counts=False), id="between polls"),
+]
+
+
+def hourly(flaky: Flaky) -> Callable[[], Any]:
+    """A step with pauses of an hour."""
+
+    @step(retry=Retry(max_attempts=5, initial=HOUR, factor=1.0, maximum=HOUR, jitter=0.0))
+    async def fetch() -> int:
+        return flaky()
+
+    return fetch
+
+
+def is_of(handle: Handle[Any], *, after: int = 0) -> Callable[[Any], bool]:
+    """An event of that workflow; the first that comes after so many others."""
+    left = after
+
+    def fits(event: Any) -> bool:
+        nonlocal left
+        if event.workflow_id != handle.id:
+            return False
+        left -= 1
+        return left < 0
+
+    return fits
+
+
+async def suspensions(events: Any, handle: Handle[Any], count: int) -> Any:
+    """Wait until it has left memory so many times; returns the last of these."""
+    return await events.wait_for(WorkflowSuspended, is_of(handle, after=count - 1))
+
+
+def seconds_left(sql: Callable[..., list[Any]], handle: Handle[Any]) -> float:
+    """For how long it will wait in the database."""
+    query = "SELECT date_part('epoch', wake_at - now() - shift) FROM workflows, test_clock WHERE id = %s"
+    ((seconds,),) = sql(f"{query} AND waiting_for = 'retry'", handle.id)
+    return float(seconds)
+
+
+@pytest.mark.parametrize("error", PAUSES)
+async def test_a_worker_that_ends_in_the_pause_leaves_the_rest_of_it_to_the_next(
+    app: App, events: Any, clock: Any, sql: Callable[..., list[Any]], error: Exception
+) -> None:
+    flaky, gate = Flaky(error), Gate()
+    fetch = hourly(flaky)
+
+    @app.workflow
+    async def flow() -> int:
+        value, _ = await asyncio.gather(fetch(), hold(gate))  # at the gate it can't leave memory
+        return value
+
+    async with app.worker(grace=AT_ONCE):
+        handle = await app.start(flow())
+        await events.wait_for(StepRetries)
+        await gate.reached()
+    assert (await handle.describe()).status == "pending"
+    clock.advance(3000)
+    async with app.worker():
+        await gate.reached(2)
+        gate.open()
+        await suspensions(events, handle, 1)
+        assert flaky.calls == 1
+        assert seconds_left(sql, handle) == pytest.approx(600, abs=60)
+        clock.advance(601)
+        assert await handle.result(timeout=SOON) == 2
+
+
+@pytest.mark.parametrize("error", PAUSES)
+async def test_a_pause_goes_on_when_something_else_wakes_the_workflow(
+    app: App, events: Any, clock: Any, sql: Callable[..., list[Any]], error: Exception
+) -> None:
+    flaky = Flaky(error)
+    fetch = hourly(flaky)
+
+    @app.workflow
+    async def flow() -> int:
+        value, _ = await asyncio.gather(fetch(), sleep(timedelta(minutes=10)))
+        return value
+
+    async with app.worker():
+        handle = await app.start(flow())
+        assert (await suspensions(events, handle, 1)).waiting_for == "timer"
+        clock.advance(610)
+        assert (await suspensions(events, handle, 2)).waiting_for == "retry"
+        assert flaky.calls == 1
+        assert seconds_left(sql, handle) == pytest.approx(2990, abs=60)
+        clock.advance(3000)
+        assert await handle.result(timeout=SOON) == 2
+
+
+@pytest.mark.parametrize("error", PAUSES)
+async def test_a_pause_goes_on_when_the_code_survives_a_cancellation(
+    app: App, events: Any, clock: Any, sql: Callable[..., list[Any]], error: Exception
+) -> None:
+    flaky = Flaky(error)
+    fetch = hourly(flaky)
+
+    @app.workflow
+    async def flow() -> int:
+        fetching = asyncio.create_task(fetch())
+        try:
+            await asyncio.shield(fetching)
+        except asyncio.CancelledError:
+            pass
+        return await fetching
+
+    async with app.worker():
+        handle = await app.start(flow())
+        await suspensions(events, handle, 1)
+        await handle.cancel()
+        await events.wait_for(WorkflowCancelling)
+        await suspensions(events, handle, 2)
+        assert flaky.calls == 1
+        assert seconds_left(sql, handle) == pytest.approx(3600, abs=60)
+        clock.advance(3601)
+        assert await handle.result(timeout=SOON) == 2
+
+
+async def test_polls_do_not_make_the_history_grow(app: App, sql: Callable[..., list[Any]]) -> None:
+    flaky = Flaky(*[RetryAfter(timedelta(milliseconds=5), counts=False) for _ in range(8)])
+
+    @step
+    async def poll() -> int:
+        return flaky()
+
+    @app.workflow
+    async def flow() -> int:
+        return await poll()
+
+    async with app.worker():
+        assert await app.run(flow()) == 9
+    assert sql("SELECT key, kind, attempts FROM checkpoints ORDER BY key") == [
+        ("$input", "input", 1),
+        ("$result", "result", 1),
+        ("poll", "step", 1),
+        ("poll#t", "timer", 1),
+    ]
+
+
+async def test_polls_that_leave_memory_each_time_do_not_make_the_history_grow(
+    app: App, events: Any, clock: Any, sql: Callable[..., list[Any]]
+) -> None:
+    flaky = Flaky(*[RetryAfter(HOUR, counts=False) for _ in range(4)])
+    fetch = hourly(flaky)
+
+    @app.workflow
+    async def flow() -> int:
+        return await fetch()
+
+    async with app.worker():
+        handle = await app.start(flow())
+        for polls in range(1, 5):
+            await suspensions(events, handle, polls)
+            assert flaky.calls == polls
+            assert seconds_left(sql, handle) == pytest.approx(3600, abs=60)
+            assert sql("SELECT count(*) FROM checkpoints") == [(2,)]
+            clock.advance(3600)
+        assert await handle.result(timeout=SOON) == 5
+    assert (await only_step(handle)).attempts == 1
+
+
+async def test_a_poll_among_attempts_keeps_their_number(app: App, events: Any, clock: Any) -> None:
+    flaky = Flaky(ConnectionError("1"), RetryAfter(HOUR, counts=False), ConnectionError("2"), ConnectionError("3"))
+    seen: list[int] = []
+
+    @step(retry=Retry(max_attempts=3, initial=HOUR, factor=1.0, maximum=HOUR, jitter=0.0))
+    async def fetch() -> int:
+        seen.append(current().attempt)
+        return flaky()
+
+    @app.workflow
+    async def flow() -> int:
+        return await fetch()
+
+    async with app.worker():
+        handle = await app.start(flow())
+        for pauses in range(1, 4):
+            await suspensions(events, handle, pauses)
+            clock.advance(3601)
+        with pytest.raises(ConnectionError, match="3"):
+            await handle.result(timeout=SOON)
+    assert seen == [1, 2, 2, 3]
+
+
+async def test_a_poll_shows_until_when_it_waits(app: App, events: Any, clock: Any) -> None:
+    flaky = Flaky(RetryAfter(HOUR, counts=False))
+    fetch = hourly(flaky)
+
+    @app.workflow
+    async def flow() -> int:
+        return await fetch()
+
+    async with app.worker():
+        handle = await app.start(flow())
+        await suspensions(events, handle, 1)
+        waiting = await only_step(handle)
+        assert (waiting.name, waiting.key, waiting.status) == ("fetch", "fetch", "waiting")
+        assert waiting.wake_at is not None
+        assert waiting.wake_at - waiting.created_at == HOUR
+        clock.advance(3601)
+        await handle.result(timeout=SOON)
+    assert (await only_step(handle)).status == "success"
+
+
+async def test_attempts_are_shown_while_the_step_is_tried_again_and_kept_out_of_sight_afterwards(
+    app: App, events: Any, clock: Any, sql: Callable[..., list[Any]]
+) -> None:
+    flaky = Flaky(ConnectionError("first"), ValueError("second"))
+    fetch = hourly(flaky)
+
+    @app.workflow
+    async def flow() -> int:
+        return await fetch()
+
+    async with app.worker():
+        handle = await app.start(flow())
+        await suspensions(events, handle, 1)
+        clock.advance(3601)
+        await suspensions(events, handle, 2)
+        first, second = sorted(await handle.steps(), key=lambda found: found.attempts)
+        assert [(one.name, one.kind, one.status, one.attempts) for one in (first, second)] == [
+            ("fetch", "attempt", "retrying", 1),
+            ("fetch", "attempt", "retrying", 2),
+        ]
+        assert [one.error["message"] for one in (first, second)] == ["first", "second"]
+        assert second.wake_at is not None
+        assert second.wake_at - second.created_at == HOUR
+        clock.advance(3601)
+        assert await handle.result(timeout=SOON) == 3
+    assert (await only_step(handle)).attempts == 3
+    assert sql("SELECT key, kind FROM checkpoints WHERE kind = 'attempt' ORDER BY key") == [
+        ("fetch#a1", "attempt"),
+        ("fetch#a2", "attempt"),
+    ]
+
+
+@pytest.mark.parametrize(("jitter", "shortest", "longest"), [(0.0, 2.0, 2.0), (0.5, 1.0, 3.0), (1.0, 0.0, 4.0)])
+async def test_pauses_differ_by_no_more_than_their_jitter(
+    app: App, events: Any, jitter: float, shortest: float, longest: float
+) -> None:
+    flaky = Flaky(*[ConnectionError() for _ in range(40)])
+
+    @step(retry=Retry(max_attempts=None, initial=timedelta(milliseconds=2), factor=1.0, jitter=jitter))
+    async def fetch() -> int:
+        return flaky()
+
+    @app.workflow
+    async def flow() -> int:
+        return await fetch()
+
+    async with app.worker():
+        await app.run(flow())
+    pauses = [each.seconds * 1000 for each in events.of(StepRetries)]
+    assert len(pauses) == 40
+    assert all(shortest - 0.001 <= pause <= longest + 0.001 for pause in pauses)
+    assert jitter == 0 or max(pauses) - min(pauses) > (longest - shortest) / 4, "they hardly differ"
+
+
+async def test_a_job_is_tried_again(app: App, events: Any, clock: Any) -> None:
+    flaky = Flaky(ConnectionError())
+
+    @app.job(retry=Retry(max_attempts=2, initial=HOUR, jitter=0.0))
+    def fetch() -> int:
+        return flaky()
+
+    async with app.worker():
+        handle = await app.start(fetch())
+        await suspensions(events, handle, 1)
+        clock.advance(3601)
+        assert await handle.result(timeout=SOON) == 2
+
+
+async def test_a_transaction_that_polls_writes_nothing_until_it_succeeds(
+    app: App, events: Any, clock: Any, sql: Callable[..., list[Any]], database_url: str, schema: str
+) -> None:
+    flaky = Flaky(RetryAfter(HOUR, counts=False), ConnectionError())
+    sql("CREATE TABLE effects (call int4)")
+
+    @asynccontextmanager
+    async def connect() -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+        async with await psycopg.AsyncConnection.connect(
+            database_url, autocommit=True, options=f"-c search_path={schema}"
+        ) as connection:
+            yield connection
+
+    @app.transaction(using=connect, retry=Retry(max_attempts=2, initial=HOUR, jitter=0.0))
+    async def put(connection: psycopg.AsyncConnection[Any]) -> int:
+        await connection.execute("INSERT INTO effects VALUES (%s)", (flaky.calls + 1,))
+        return flaky()
+
+    @app.workflow
+    async def flow() -> int:
+        return await put()
+
+    async with app.worker():
+        handle = await app.start(flow())
+        for pauses in (1, 2):
+            await suspensions(events, handle, pauses)
+            assert sql("SELECT call FROM effects") == []
+            clock.advance(3601)
+        assert await handle.result(timeout=SOON) == 3
+    assert sql("SELECT call FROM effects") == [(3,)]

@@ -596,8 +596,12 @@ def test_prune_deletes_what_ended_long_enough_ago(aside: Run) -> None:
         "expired": 1,
         "deleted": 0,
     }
+    assert aside("workflow", "prune", "--keep", "0s", "--name", "delivery").stdout == "0 workflows deleted\n"
     assert is_there(aside, done)
-    assert json.loads(aside("workflow", "prune", "--keep", "0s", "--json").stdout) == {"expired": 1, "deleted": 1}
+    assert json.loads(aside("prune", "--keep", "0s", "--name", "checkout", "--json").stdout) == {
+        "expired": 1,
+        "deleted": 1,
+    }
     assert [is_there(aside, id) for id in (done, waiting)] == [False, True]
 
 
@@ -670,6 +674,69 @@ def test_an_export_to_where_nothing_can_be_written_is_one_line(run: Run, tmp_pat
     refused = run("workflow", "export", id, "--output", str(tmp_path / "no" / "such.json"))
     assert refused.exit_code == 1
     assert re.fullmatch(r"perdure: can't write '.*such\.json': No such file or directory\n", refused.stderr)
+
+
+def test_many_move_as_json_lines(run: Run, aside: Run, mine: str, tmp_path: Path) -> None:
+    ids = sorted((ended(run, "checkout", f"[{number}]", mine) for number in range(3)), reverse=True)
+    file = tmp_path / "mine.jsonl"
+    exported = run("workflow", "export", mine, "--output", str(file))
+    assert (exported.exit_code, exported.stdout, exported.stderr) == (0, "", "3 workflows exported\n")
+    assert [json.loads(line)["workflow"]["id"] for line in file.read_text().splitlines()] == ids
+
+    aside("migrate")
+    listed = aside("workflow", "import", "--dry-run", str(file))
+    assert (listed.exit_code, listed.stdout.split(), listed.stderr) == (0, ids, "3 workflows would be imported\n")
+    assert not any(is_there(aside, id) for id in ids)
+
+    imported = aside("workflow", "import", str(file))
+    assert (imported.exit_code, imported.stdout.split(), imported.stderr) == (0, ids, "3 workflows imported\n")
+    assert all(is_there(aside, id) for id in ids)
+
+
+def test_what_would_be_exported_is_listed(run: Run, mine: str, tmp_path: Path) -> None:
+    id = ended(run, "checkout", "[1]", mine)
+    listed = run("workflow", "export", mine, "--dry-run")
+    assert listed.stdout.splitlines()[1].split() == [id, "checkout", "success"]
+    assert listed.stderr == "1 workflow would be exported\n"
+    array = run("workflow", "export", mine, "--dry-run", "--json")
+    assert json.loads(array.stdout) == [{"id": id, "done": False, "error": None}]
+    file = tmp_path / "mine.json"
+    array = run("workflow", "export", id, MISSING, "--output", str(file), "--json")
+    assert [(row["id"], row["done"]) for row in json.loads(array.stdout)] == [(id, True), (MISSING, False)]
+    assert array.exit_code == 1
+    assert json.loads(file.read_text())["workflow"]["id"] == id
+
+
+def test_an_export_says_which_workflows_and_where_to(run: Run) -> None:
+    assert "say which workflows" in run("workflow", "export").stderr
+    refused = run("workflow", "export", "--all", "--json")
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert "--json goes with --output or --dry-run" in refused.stderr
+
+
+def test_of_many_those_that_can_be_imported_are(run: Run, aside: Run, mine: str) -> None:
+    first, second = (ended(run, "checkout", f"[{number}]", mine) for number in range(2))
+    lines = run("workflow", "export", first, second).stdout
+    aside("workflow", "import", "-", input=run("workflow", "export", first).stdout)
+    spoilt = '{"perdure": 1, "workflow": {"id": "x"}, "checkpoints": []}\n'
+    rehearsed = aside("workflow", "import", "--dry-run", "--json", "-", input=lines + spoilt)
+    assert [(row["id"], row["done"]) for row in json.loads(rehearsed.stdout)] == [
+        (first, False),
+        (second, False),
+        (None, False),
+    ]
+    imported = aside("workflow", "import", "-", input=lines + spoilt)
+    assert (imported.exit_code, imported.stdout) == (1, f"{second}\n")
+    complaints = imported.stderr.splitlines()
+    assert complaints[0] == f"perdure: workflow {first} is there already; nothing is imported"
+    assert "give what 'perdure workflow export' wrote" in complaints[1]
+    assert complaints[2] == "1 workflow imported"
+
+
+def test_a_line_that_is_no_json_is_named(run: Run) -> None:
+    refused = run("workflow", "import", "-", input='{"perdure": 1}\n{"perdure"\n')
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert "stdin, line 2, is no JSON" in refused.stderr
 
 
 def test_what_is_there_already_isnt_imported_again(run: Run) -> None:

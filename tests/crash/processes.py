@@ -14,17 +14,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-_PROGRAM = Path(__file__).parent / "programs" / "worker.py"
+_PROGRAMS = Path(__file__).parent / "programs"
 
 
 class WorkerProcess:
     """A worker that runs in a process of its own."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, *, program: str = "worker.py", **options: Any) -> None:
         self.events: list[dict[str, Any]] = []
         self._news = threading.Condition()
         self._process = subprocess.Popen(
-            [sys.executable, str(_PROGRAM), json.dumps(options)],
+            [sys.executable, str(_PROGRAMS / program), json.dumps(options)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

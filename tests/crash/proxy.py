@@ -263,9 +263,11 @@ class Proxy:
             fault.let_go()
         assert self._server is not None
         self._server.close()
-        for task in list(self._serving):
+        await asyncio.sleep(0)  # what was accepted in this moment begins, so that it can be cancelled
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
             task.cancel()
-        await asyncio.gather(*self._serving, return_exceptions=True)
+        await asyncio.gather(*left, return_exceptions=True)
         for writer in self._writers:
             writer.transport.abort()
         await asyncio.sleep(0)  # that is when their sockets are closed

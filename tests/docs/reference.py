@@ -17,6 +17,7 @@ from typing import Any
 import click
 
 import perdure
+import perdure.testing
 from perdure import telemetry
 from perdure.cli import cli
 from perdure.config import Settings
@@ -61,8 +62,34 @@ VERBS = {
     "Handle": ["result", "status", "describe", "steps", "cancel", "terminate", "resume", "delete"],
     "Step": ["with_options"],
 }
+TESTING = {
+    "perdure_app": [],
+    "Kit": [
+        "idle",
+        "run",
+        "finish",
+        "fake",
+        "replay",
+        "crash_everywhere",
+        "crash",
+        "start_worker",
+        "stop_worker",
+        "worker",
+        "lease",
+    ],
+    "Clock": ["advance", "now", "next_due"],
+    "fake": [],
+    "Fake": ["restore"],
+    "Called": [],
+    "CrashReport": [],
+    "CrashFailure": [],
+    "TestBed": [],
+    "BlockingKit": [],
+    "BlockingClock": [],
+}
 VARIABLES = {
     "PERDURE_DATABASE_URL": "the database, where no argument says it",
+    "PERDURE_TEST_DATABASE_URL": "the server for tests (`perdure.testing`); without it, the embedded one",
     "PERDURE_SCHEMA": "the schema, for the command line",
     "PERDURE_MIGRATE": "`off`: the schema isn't brought up to date at first use; run `perdure migrate`",
     "PERDURE_EMBEDDED": "`off`: never start the embedded PostgreSQL; `on`: also under Kubernetes",
@@ -90,6 +117,22 @@ def python() -> str:
         lines += ["", f"### `{name}`", "", _prose(error)]
     lines += ["", "## Settings", "", _prose(Settings), "", "| variable | meaning |", "|---|---|"]
     lines += [f"| `{name}` | {meaning} |" for name, meaning in VARIABLES.items()]
+    return "\n".join(lines) + "\n"
+
+
+def testing() -> str:
+    """docs/reference/testing.md"""
+    lines = [
+        "# Testing",
+        "",
+        "Everything is imported from `perdure.testing`; [Test workflows](../how-to/test-workflows.md) has examples.",
+        "pytest finds the fixture `perdure_app` by itself.",
+    ]
+    for name, verbs in TESTING.items():
+        thing = getattr(perdure.testing, name)
+        lines += ["", f"## `{name}`", "", _prose(thing)]
+        for verb in verbs:
+            lines += ["", f"### `{name}.{verb}`", "", _prose(_member(thing, verb))]
     return "\n".join(lines) + "\n"
 
 
@@ -151,7 +194,7 @@ def event_classes() -> dict[str, type[telemetry.Event]]:
     }
 
 
-PAGES = {"python.md": python, "events.md": events, "command-line.md": command_line}
+PAGES = {"python.md": python, "testing.md": testing, "events.md": events, "command-line.md": command_line}
 
 
 def _member(thing: Any, name: str) -> Any:
@@ -168,6 +211,8 @@ def _prose(thing: Any) -> str:
             items = re.split(r"\n(?=\S)", textwrap.dedent(rest))
             bullets = [_bullet(item) for item in items]
             parts.append(f"{'Arguments' if head == 'Args:' else head[:-1]}:\n\n" + "\n".join(bullets))
+        elif head == "Returns:":
+            parts.append(f"Returns: {_one_line(rest)}")
         else:
             parts.append(block)
     return "\n\n".join(parts)

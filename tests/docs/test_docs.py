@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import perdure
+import perdure.testing
 from perdure.config import Settings
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -28,8 +29,9 @@ def name_of(page: Path) -> str:
 
 @pytest.mark.parametrize("page", WITH_CODE, ids=name_of)
 def test_the_code_on_a_page_runs(page: Path, tmp_path: Path, database_url: str, schema: str) -> None:
-    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    program = tmp_path / "page.py"
+    files, program = code_of(page)
+    for name, text in files.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
     # Blocks of a page follow one another, as its reader types them; a schema of their own keeps pages apart.
     prologue = (
         "import functools, perdure, perdure.app, perdure.client, perdure.embedded\n"
@@ -38,15 +40,24 @@ def test_the_code_on_a_page_runs(page: Path, tmp_path: Path, database_url: str, 
         f"    kind.__init__.__kwdefaults__['schema'] = {schema!r}\n"
         "__name__ = 'page'\n"
     )
-    program.write_text(prologue + "\n".join(blocks), encoding="utf-8")
-    finished = subprocess.run(
-        [sys.executable, "-W", "error", str(program)],
-        cwd=tmp_path,
-        env={"PERDURE_DATABASE_URL": database_url, "PATH": ""},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    (tmp_path / "page.py").write_text(prologue + program, encoding="utf-8")
+    run([sys.executable, "-W", "error", "page.py"], tmp_path, database_url)
+    if any(name.startswith("test_") for name in files):
+        run([sys.executable, "-m", "pytest", "-q", "-W", "error"], tmp_path, database_url)
+
+
+def code_of(page: Path) -> tuple[dict[str, str], str]:
+    """What stands on a page: files, whose blocks begin with their names, and the rest as one program."""
+    text = page.read_text(encoding="utf-8")
+    blocks: list[str] = re.findall(r"^```(?:python|toml)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    files = {name[1]: block for block in blocks if (name := re.match(r"# (\w+\.(?:py|toml))\n", block))}
+    return files, "\n".join(block for block in blocks if block not in files.values())
+
+
+def run(command: list[str], folder: Path, database_url: str) -> None:
+    """Run it there; it must end well."""
+    env = {"PERDURE_DATABASE_URL": database_url, "PERDURE_TEST_DATABASE_URL": database_url, "PATH": ""}
+    finished = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=60)
     assert finished.returncode == 0, finished.stdout + finished.stderr
 
 
@@ -70,9 +81,28 @@ def test_every_public_name_is_documented() -> None:
     assert [name for name in perdure.__all__ if f"### `{name}`" not in page] == []
 
 
+def test_every_name_of_the_test_kit_is_documented() -> None:
+    assert set(reference.TESTING) == set(perdure.testing.__all__)
+    public = {name for name in vars(perdure.testing.Kit) if not name.startswith("_")}
+    assert set(reference.TESTING["Kit"]) == public
+
+
 def test_every_public_verb_is_documented() -> None:
     page = (reference.REFERENCE / "python.md").read_text(encoding="utf-8")
-    internal = {"session", "catalogue", "codec", "version", "names", "encoded", "decoded", "settings"}
+    internal = {
+        "session",
+        "catalogue",
+        "codec",
+        "version",
+        "names",
+        "workflow_functions",
+        "encoded",
+        "decoded",
+        "settings",
+        "move",
+        "program",
+        "sessions",
+    }
     missing: list[str] = []
     for kind in (perdure.Client, perdure.App, perdure.Handle):
         for name, member in vars(kind).items():

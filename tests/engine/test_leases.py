@@ -244,6 +244,25 @@ async def test_a_worker_that_beats_at_that_moment_is_not_buried(
     assert sql("SELECT status FROM worker_rows WHERE id = %s", second) == [("live",)]
 
 
+async def test_a_clock_that_is_set_back_keeps_nobody_alive_who_is_dead(
+    database: FaultyDatabase, ticking: Any, sql: Sql
+) -> None:
+    """Who is alive has written a new lease, once the longer of two leases has passed; who hasn't is dead."""
+    first, dead, patient = [await register(database, lease=seconds) for seconds in (10, 10, 40)]
+    (held,) = await start(database, worker_id=dead)
+    ticking.advance(-86_400)
+    seen: list[list[tuple[str]]] = []
+    for _ in range(9):
+        assert await beat(database, first)
+        await recovery_of(database, first).tick()
+        seen.append(sql("SELECT status FROM worker_rows WHERE id = ANY(%s) ORDER BY id", [dead, patient]))
+        ticking.advance(5)
+        if len(seen) == 5:
+            assert await beat(database, patient)
+    assert seen == [[("live",), ("live",)]] * 2 + [[("dead",), ("live",)]] * 7
+    assert sql("SELECT worker_id, recoveries FROM queue_entries WHERE workflow_id = %s", held) == [(None, 1)]
+
+
 async def test_a_dead_worker_stays_dead(database: FaultyDatabase, ticking: Any, sql: Sql) -> None:
     id = await register(database, lease=10)
     await database.attempt("end_worker", SHARD, id, "dead")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from datetime import timedelta
 
+import pytest
+
 from perdure import App, Client, Invocation, step
 from perdure.engine.loop import Turns
 
-from .support import FaultyDatabase
+from .support import FaultyDatabase, start
 
 LONG = timedelta(seconds=60)
 SOON = timedelta(seconds=20)
@@ -51,6 +53,26 @@ async def test_a_hint_does_not_wait_for_a_turn(app: App, client: Client, faulty:
         assert await handle.result(timeout=SOON) == "done"
         assert not held.leave.is_set()
         held.leave.set()
+
+
+async def test_a_hint_that_comes_while_a_claim_is_under_way_is_heard(
+    app: App, faulty: FaultyDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @app.workflow
+    async def flow() -> str:
+        return "done"
+
+    for constant in ("_POLL_SECONDS", "_DEAF_POLL_SECONDS"):
+        monkeypatch.setattr(f"perdure.engine.claimer.{constant}", 3600.0)
+    async with app.worker(lease=LONG) as worker:
+        held = faulty.hold_answer("claim")
+        worker.hint("q")
+        async with asyncio.timeout(20):
+            await held.happened.wait()  # it has found nothing, and all free slots are kept for its answer
+        (id,) = await start(faulty)
+        worker.hint("q")
+        held.leave.set()
+        assert await app.handle(id).result(timeout=SOON) == "done"
 
 
 async def test_a_turn_without_end_holds_up_nobody() -> None:

@@ -201,7 +201,7 @@ def _complete(tables: Tables) -> Sequence[Any]:
 
 
 def _suspend(tables: Tables) -> Sequence[Any]:
-    """A third goes on, a third ends, a third suspends, and half of those set something aside."""
+    """A third goes on, and puts off timers; a third ends, a third suspends, and half of those set something aside."""
     ids = tables.mine()
     third = BATCH // 3
     going, ending, leaving = Uuids(ids[:third]), Uuids(ids[third : 2 * third]), Uuids(ids[2 * third :])
@@ -210,7 +210,8 @@ def _suspend(tables: Tables) -> Sequence[Any]:
         SHARD, ME, going, len(going), "v1", *_checkpoints(ids), ending, count, Texts(["success"] * count),
         Texts(["2"] * count), BigInts([1] * count), Ints([0] * count), Times([LONG_AGO] * count), leaving, left,
         BigInts([0] * left), Texts(["timer"] * left), Floats([60.0] * left), Uuids(leaving[: left // 2]),
-        Texts(["$input"] * (left // 2)),
+        Texts(["$input"] * (left // 2)), going, BigInts([1] * len(going)), Texts(["poll#t"] * len(going)),
+        Ints([1] * len(going)), Floats([60.0] * len(going)),
     )  # fmt: skip
 
 
@@ -353,7 +354,9 @@ CASES = (
     _case("states", lambda t: (SHARD, t.ended()), f"{_ROW} {_ENTRY} {_WAIT} {_CHECKPOINT}", pages=40),
     _case("requests", lambda t: (SHARD, ME, t.mine()), f"{_ENTRY} {_CHECKPOINT}"),
     _case("delete_ended", lambda t: (SHARD, t.ended()), f"{_CHECKPOINT} {_ROW} {_DEADLINE}", pages=40, rows=20),
-    _case("expired", lambda t: (SHARD, t.id(t.rows), BATCH, 60.0, None), f"{_ROW} {_CHECKPOINT}", pages=20, rows=40),
+    _case(
+        "expired", lambda t: (SHARD, t.id(t.rows), BATCH, 60.0, None, None), f"{_ROW} {_CHECKPOINT}", pages=20, rows=40
+    ),
     _case("keep", lambda t: (SHARD, NAMES, Floats([1.0] * len(NAMES)))),
     _case("take_job", lambda t: (SHARD, "retention", 60.0), batch=1),
     _case("put_job", lambda t: (SHARD, "retention", None, 60.0), batch=1),

@@ -57,6 +57,7 @@ class Step(Generic[P, R]):
         raises: tuple[type[Exception], ...] = (),
         match: Match = "args",
         pure: bool = False,
+        idempotent: bool = False,
         on_exhausted: OnExhausted = "fail",
         transaction: Transaction | None = None,
     ) -> None:
@@ -76,6 +77,7 @@ class Step(Generic[P, R]):
         self.raises = raises
         self.match: Match = match
         self.pure = pure
+        self.idempotent = idempotent or pure or transaction is not None
         self.on_exhausted: OnExhausted = on_exhausted
         self.transaction = transaction
         self.is_async = inspect.iscoroutinefunction(fn)
@@ -122,6 +124,7 @@ class Step(Generic[P, R]):
             raises=self.raises,
             match=self.match,
             pure=self.pure,
+            idempotent=self.idempotent,
             on_exhausted=self.on_exhausted,
             transaction=self.transaction,
         )
@@ -193,6 +196,7 @@ def step(
     raises: tuple[type[Exception], ...] = (),
     match: Match = "args",
     pure: bool = False,
+    idempotent: bool = False,
     on_exhausted: OnExhausted = "fail",
 ) -> StepDecorator: ...
 def step(fn: Callable[..., Any] | None = None, /, **options: Any) -> Any:
@@ -207,6 +211,8 @@ def step(fn: Callable[..., Any] | None = None, /, **options: Any) -> Any:
         raises: Errors that the workflow's code gets as themselves.
         match: "args": a replay with other arguments is an error; "name": arguments may differ.
         pure: It has no effects, so it needn't wait until what came before it is durable.
+        idempotent: Running it again, after a crash, does no harm; `perdure.testing.crash_everywhere` lists those of
+            which nobody says so.
         on_exhausted: What happens when its last attempt has failed: "fail" raises in the workflow; "park" lets the
             workflow wait for an operator, who sees to the cause and resumes it.
     """

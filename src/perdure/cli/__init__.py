@@ -9,9 +9,11 @@ from perdure.cli.commands import Commands, Lazy
 from perdure.cli.options import database_options
 
 _LATER = {
+    "check": Lazy("perdure.cli.check:check", "Replay the workflows of a database with the code at hand."),
     "demo": Lazy("perdure.cli.demo:demo", "Watch workflows survive the death of a worker."),
     "migrate": Lazy("perdure.cli.migrate:migrate", "Make the schema in the database, or bring it up to date."),
     "postgres": Lazy("perdure.cli.postgres:postgres", "The PostgreSQL that perdure starts itself, by hand."),
+    "prune": Lazy("perdure.cli.manage:prune", "Delete what has been over for longer than it is kept."),
     "version": Lazy("perdure.cli.version:version", "Say which versions work together here."),
     "versions": Lazy("perdure.cli.versions:versions", "List the versions of unfinished workflows, and who runs them."),
     "worker": Lazy("perdure.cli.worker:worker", "Run the workflows of an app."),

@@ -8,7 +8,7 @@ import click
 
 from perdure import management
 from perdure.cli.clients import with_client
-from perdure.cli.options import age, database_options
+from perdure.cli.options import age, database_options, filled
 from perdure.cli.orders import Deed, Order, carry_out, counted, ordering, waits_for_operator
 from perdure.cli.tables import as_json
 from perdure.model.statuses import Status
@@ -144,10 +144,11 @@ def delete(order: Order) -> None:
 @click.option(
     "--keep", type=age, metavar="DURATION", help="Keep what ended so short a time ago, such as 7d, whatever apps say."
 )
+@click.option("--name", type=filled, metavar="TEXT", help="Only workflows of that name.")
 @click.option("--dry-run", is_flag=True, help="Only count.")
 @click.option("--json", "json_wanted", is_flag=True, help="For programs: one object.")
 @database_options
-def prune(keep: timedelta | None, dry_run: bool, json_wanted: bool) -> None:
+def prune(keep: timedelta | None, name: str | None, dry_run: bool, json_wanted: bool) -> None:
     """Delete what has been over for longer than it is kept. Asks nothing.
 
     How long it is kept, apps and workflows say (retention=); 30 days where they don't. Workers do the same by
@@ -155,10 +156,10 @@ def prune(keep: timedelta | None, dry_run: bool, json_wanted: bool) -> None:
 
     \b
     Examples:
-      perdure workflow prune --dry-run
-      perdure workflow prune --keep 7d
+      perdure prune --dry-run
+      perdure workflow prune --keep 7d --name import
     """
-    count = with_client(lambda client: client.prune(keep=keep, dry_run=dry_run), migrate=False)
+    count = with_client(lambda client: client.prune(keep=keep, name=name, dry_run=dry_run), migrate=False)
     if json_wanted:
         click.echo(as_json({"expired": count, "deleted": 0 if dry_run else count}))
     else:

@@ -64,7 +64,12 @@ class Order:
 
 
 def ordering(
-    statuses: Sequence[Status], status_help: str, all_help: str, *, asks: bool = False
+    statuses: Sequence[Status],
+    status_help: str,
+    all_help: str,
+    *,
+    done_help: str = "For programs: one array of {id, done, error}.",
+    asks: bool = False,
 ) -> Callable[[_Command], _Command]:
     """The arguments and options of an order; the command gets it as `order`.
 
@@ -72,6 +77,7 @@ def ordering(
         statuses: Those that a filter can ask for.
         status_help: What it means to ask for one, and for none.
         all_help: What `--all` means.
+        done_help: What `--json` means.
         asks: Whether there is a question, so that there is `--yes`.
     """
     options: list[Callable[[_Command], _Command]] = [
@@ -80,7 +86,7 @@ def ordering(
         click.option("--all", "everything", is_flag=True, help=all_help),
         click.option("--dry-run", is_flag=True, help="Only list them, with name and status."),
         click.option("--yes", is_flag=True, help="Don't ask.", hidden=not asks),
-        click.option("--json", "json_wanted", is_flag=True, help="For programs: one array of {id, done, error}."),
+        click.option("--json", "json_wanted", is_flag=True, help=done_help),
         database_options,
     ]
 
@@ -142,13 +148,18 @@ def counted(count: int) -> str:
     return f"{count} workflow{'' if count == 1 else 's'}"
 
 
-def _check(deed: Deed, order: Order) -> None:
-    """Raises what is wrong with the usage: it doesn't say, or says twice, which ones; or there is nobody to ask."""
+def check_which(order: Order) -> None:
+    """Raises what is wrong with the usage: it doesn't say, or says twice, which ones."""
     ways = [bool(order.ids), order.filters.is_given, order.everything]
     if not any(ways):
         raise click.UsageError("say which workflows: give ids, a filter such as --name or --status, or --all")
     if sum(ways) > 1:
         raise click.UsageError("give ids, a filter, or --all; they don't go together")
+
+
+def _check(deed: Deed, order: Order) -> None:
+    """The same, and whether there is somebody to ask."""
+    check_which(order)
     if deed.question and not (order.ids or order.dry_run or order.yes or on_terminal(sys.stdin)):
         raise click.UsageError("there is no terminal to ask on; give --yes, or --dry-run to see what would be done")
 

@@ -10,8 +10,8 @@ from perdure.cli.options import database_options
 _LATER = {
     "cancel": Lazy("perdure.cli.manage:cancel", "Ask workflows to end: their code may clean up."),
     "delete": Lazy("perdure.cli.manage:delete", "Delete workflows that have ended."),
-    "export": Lazy("perdure.cli.transfer:export", "Write a workflow as JSON, with all that it recorded."),
-    "import": Lazy("perdure.cli.transfer:import_", "Bring in a workflow that was exported."),
+    "export": Lazy("perdure.cli.transfer:export", "Write workflows as JSON, with all that they recorded."),
+    "import": Lazy("perdure.cli.transfer:import_", "Bring in workflows that were exported."),
     "list": Lazy("perdure.cli.look:list_", "List workflows, newest first."),
     "prune": Lazy("perdure.cli.manage:prune", "Delete what has been over for longer than it is kept."),
     "resume": Lazy("perdure.cli.manage:resume", "Let workflows go on from their last checkpoint."),

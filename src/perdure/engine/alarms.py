@@ -46,6 +46,11 @@ class Alarms:
         """What the clock says, in seconds; only differences mean something."""
         return self._loop.time() if self._stopped_at is None else self._stopped_at
 
+    @property
+    def next_due(self) -> float | None:
+        """In how many seconds the next one is due; None: there is none."""
+        return min((alarm.due for alarm in self._set), default=self.time()) - self.time() if self._set else None
+
     def set(self, seconds: float, ring: Callable[[], None]) -> Alarm:
         """Call `ring` in so many seconds; what was due earlier rings earlier, also in the past."""
         alarm = Alarm(self, self.time() + seconds, ring)

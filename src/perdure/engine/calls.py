@@ -12,6 +12,19 @@ The order in which things happen, and what a crash at each point means:
 A failed attempt that will be followed by another is recorded before its pause begins, so a crash in the pause neither
 forgets the attempt nor shortens the pause. In a long pause the run may leave memory (waiting.py).
 
+A poll (`RetryAfter(counts=False)`) may go on for months, and is no attempt, so it records none: all that a later run
+must know is when the next one may begin. That is one timer under the step's key, written over by each poll, so the
+history doesn't grow. What this form survives:
+
+- a crash in the pause, a suspension, a wake for something else (another task's timer, a cancellation that the code
+  survives): the next run finds the timer, and waits for what is left of it;
+- a crash before the timer is written: the body is as if it hadn't ended, and runs again (at least once);
+- a flush without an answer, sent again, or arriving late after newer ones: a timer's time only moves on (flush.sql).
+
+The next poll doesn't wait until the timer is durable: it says nothing that an effect could be based on.
+
+Where somebody has asked the workflow to end, no body begins before the code has been told.
+
 A step that parks (`on_exhausted="park"`) records its last attempt as such, and waits for an operator: no failure is
 recorded, so the code doesn't see one. A resume sets the attempts aside, and the step begins anew.
 """
@@ -32,6 +45,7 @@ from perdure.authoring.steps import Step
 from perdure.engine import waiting
 from perdure.engine.alarms import Alarms
 from perdure.engine.delivery import Delivery
+from perdure.engine.scopes import Scope
 from perdure.engine.step_context import StepContext
 from perdure.engine.threads import Threads
 from perdure.engine.waiting import Waits
@@ -75,6 +89,7 @@ class Caller(Protocol):
     bodies: dict[str, tuple[int, float]]
     history: dict[str, Recorded]
     failed_attempts: dict[str, Recorded]
+    seen: int
     deadline: datetime | None
     timers: dict[str, float]
     waits: Waits
@@ -82,11 +97,14 @@ class Caller(Protocol):
     @property
     def host(self) -> Host: ...
     @property
+    def is_asked_to_end(self) -> bool: ...
+    @property
     def is_durable(self) -> bool: ...
     async def durable(self) -> None: ...
     def forget_body(self, key: str) -> None: ...
     async def body_ended(self) -> None: ...
     def record(self, checkpoint: Checkpoint) -> None: ...
+    def put_off(self, key: str, seconds: float) -> None: ...
     def hand_over(self) -> None: ...
     def lost(self, reason: str) -> None: ...
     def encoded(self, text: str) -> str: ...
@@ -97,8 +115,11 @@ class Caller(Protocol):
 
 async def call(run: Caller, key: str, step: Step[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The outcome of a step: its value is returned, its failure raised; the same thing on every replay."""
+    scope = CURRENT.get()
+    if isinstance(scope, Scope):
+        scope.meet()  # the call may be a task of its own
     args_hash = arguments_hash(step.parameters, args, kwargs) if step.match == "args" else 0
-    if run.history or run.delivery.has_recorded:
+    if run.history or run.delivery.has_recorded or run.is_asked_to_end:
         recorded = run.history.pop(key, None)
         if recorded is not None:
             return await _replay(run, step, recorded, args_hash)
@@ -126,7 +147,7 @@ async def _replay(run: Caller, step: Step[..., Any], recorded: Recorded, args_ha
 class Call:
     """One step that isn't recorded yet, over all its attempts."""
 
-    __slots__ = ("args", "args_hash", "attempt", "key", "kwargs", "run", "step", "thread")
+    __slots__ = ("args", "args_hash", "attempt", "cancels", "key", "kwargs", "run", "step", "task", "thread")
 
     def __init__(
         self, run: Caller, key: str, step: Step[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], args_hash: int
@@ -138,21 +159,28 @@ class Call:
         self.kwargs = kwargs
         self.args_hash = args_hash
         self.attempt = 1
+        self.task: asyncio.Task[Any] | None = None
+        self.cancels = 0
+        """How often its task had been cancelled when the attempt began."""
         self.thread: asyncio.Future[Callable[[], Any]] | None = None
 
     async def outcome(self) -> Any:
         """Attempt after attempt, until there is an outcome to record."""
         await self._resume()
+        task = self.task = asyncio.current_task(self.run.host.loop)
         while True:
             await self._effect_allowed()
             began = self.run.host.loop.time()
+            self.cancels = 0 if task is None else task.cancelling()
             try:
                 return await self._attempted(began)
             except KeyboardInterrupt:
                 raise
             except BaseException as error:  # SystemExit, too, is a failure of this step alone
                 failure = error
-                if self.run.over or _is_unwound(error):
+                if self.run.over and isinstance(error, Exception):
+                    raise RunEnded from error  # code on its way out isn't told what nobody records
+                if self.run.over or self._is_unwound(error):
                     raise
             pause = self._pause_after(failure)
             if pause is not None:
@@ -188,7 +216,13 @@ class Call:
         run, step = self.run, self.step
         if telemetry.wanted(telemetry.StepStarted):
             telemetry.emit(
-                telemetry.StepStarted(workflow_id=run.id, workflow=run.name, key=self.key, attempt=self.attempt)
+                telemetry.StepStarted(
+                    workflow_id=run.id,
+                    workflow=run.name,
+                    key=self.key,
+                    attempt=self.attempt,
+                    idempotent=step.idempotent,
+                )
             )
         context = StepContext(run, step, self.key, self.attempt)
         token = CURRENT.set(context)
@@ -196,15 +230,41 @@ class Call:
         run.bodies[self.key] = (self.attempt, run.host.loop.time())
         try:
             if not step.is_async:
-                return await self._in_thread(context, args)
-            if step.timeout is None:
-                return await step.fn(*args, **self.kwargs)
-            return await self._bounded(step.fn(*args, **self.kwargs), step.timeout.total_seconds())
+                value = await self._in_thread(context, args)
+            elif step.timeout is None:
+                value = await step.fn(*args, **self.kwargs)
+            else:
+                value = await self._bounded(step.fn(*args, **self.kwargs), step.timeout.total_seconds())
+        except Exception as error:
+            if self._is_cancelled:
+                raise asyncio.CancelledError from error
+            raise
+        else:
+            # Whatever a body makes of a cancellation: it has its place in the order of delivery, before any outcome.
+            if self._is_cancelled:
+                raise asyncio.CancelledError
+            return value
         finally:
             run.forget_body(self.key)
             if task is not None:
                 run.delivery.enter(task)
             CURRENT.reset(token)
+
+    @property
+    def _is_cancelled(self) -> bool:
+        """Whether the workflow's code was cancelled here since the attempt began."""
+        return self.task is not None and self.task.cancelling() > self.cancels
+
+    def _is_unwound(self, error: BaseException) -> bool:
+        """Whether the workflow's code is cancelled, or thrown away; not whether the body raised the same."""
+        if isinstance(error, asyncio.CancelledError):
+            return self._is_cancelled
+        if isinstance(error, GeneratorExit):
+            try:
+                return asyncio.current_task() is None
+            except RuntimeError:
+                return True  # the loop is gone
+        return False
 
     async def _bounded(self, body: Awaitable[Any], seconds: float) -> Any:
         assert self.step.timeout is not None
@@ -269,7 +329,7 @@ class Call:
         _raise(self.run, self.step, self.key, payload, self.attempt, error)
 
     async def _try_again(self, error: BaseException, pause: timedelta, began: float) -> None:
-        """Record the failed attempt, unless it was a poll, and wait."""
+        """Record the failed attempt, or for a poll only when the next one is due, and wait."""
         seconds = pause.total_seconds()
         telemetry.emit(
             telemetry.StepRetries(
@@ -281,7 +341,10 @@ class Call:
                 seconds=seconds,
             )
         )
-        if not (isinstance(error, RetryAfter) and not error.counts):
+        if isinstance(error, RetryAfter) and not error.counts:
+            if seconds > 0:
+                self.run.put_off(self.key, seconds)
+        else:
             self._record_attempt("attempt", error, began, seconds)
             self.attempt += 1
         await waiting.wait(self.run, self.key, "retry", seconds)
@@ -301,7 +364,9 @@ class Call:
         await self._parked()
 
     async def _parked(self) -> None:
+        seen = self.run.seen
         await self.run.durable()  # an operator must see it, to be able to resume it
+        self.run.seen = min(seen, self.run.seen)  # a resume that was seen meanwhile found nobody waiting: once more
         await waiting.wait(self.run, self.key, "operator", None)
         self.attempt = 1
 
@@ -309,7 +374,10 @@ class Call:
         duration = self.run.host.loop.time() - began
         payload = failures.record(error, self.attempt)
         key = attempt_key(self.key, self.attempt)
-        self.run.record(Checkpoint(key, kind, 0, "error", payload, self.args_hash, self.attempt, duration, delay))
+        position = self.run.delivery.position  # it draws none: it isn't delivered
+        self.run.record(
+            Checkpoint(key, kind, position, "error", payload, self.args_hash, self.attempt, duration, delay)
+        )
 
     def _pause_after(self, error: BaseException) -> timedelta | None:
         if isinstance(error, SerializationError):
@@ -319,14 +387,15 @@ class Call:
 
     async def _resume(self) -> None:
         """Go on after the attempts that were recorded, and with what is left of the pause."""
+        left = self.run.timers.pop(self.key, 0.0)
         last = self.run.failed_attempts.pop(self.key, None)
-        if last is None:
-            return None
-        if last.kind == "park":
-            return await self._parked()
-        self.attempt = last.attempts + 1
-        if last.remaining and last.remaining > 0:
-            await waiting.wait(self.run, self.key, "retry", last.remaining)
+        if last is not None:
+            if last.kind == "park":
+                return await self._parked()
+            self.attempt = last.attempts + 1
+            left = max(left, last.remaining or 0.0)
+        if left > 0:
+            await waiting.wait(self.run, self.key, "retry", left)
         return None
 
     async def _effect_allowed(self) -> None:
@@ -337,11 +406,7 @@ class Call:
         if run.over:
             raise RunEnded
         if not self.step.pure and not run.is_durable:
-            task = run.delivery.leave()
-            try:
-                await run.durable()
-            finally:
-                run.delivery.enter(task)
+            await run.durable()
 
     async def _let_go(self) -> None:
         """Begin nothing more; hand the run over when its other steps have come to their end."""
@@ -366,16 +431,3 @@ def _raise(
     """Raise a recorded failure: rebuilt from the record, on the first run too."""
     catalogue = run.host.catalogue.extended(step.raises) if step.raises else run.host.catalogue
     raise failures.of_step(catalogue.rebuild(payload, StepFailed), key, attempts) from cause
-
-
-def _is_unwound(error: BaseException) -> bool:
-    """Whether the workflow's code cancels this task, or it is thrown away; not whether the body raised the same."""
-    if isinstance(error, asyncio.CancelledError):
-        task = asyncio.current_task()
-        return task is not None and task.cancelling() > 0
-    if isinstance(error, GeneratorExit):
-        try:
-            return asyncio.current_task() is None
-        except RuntimeError:
-            return True  # the loop is gone
-    return False

@@ -171,8 +171,8 @@ class Claimer(Loop):
         else:
             async with self.turns.turn():
                 await self._claim_round()
-        if self._hot and self._executor.free > 0:
-            return 0.0
+        if (self._hot or self._hinted) and self._executor.free > 0:
+            return 0.0  # a hint that came while a claim had all free slots in its hands woke nobody
         return (_POLL_SECONDS if self._hears() else _DEAF_POLL_SECONDS) if not self._hot else None
 
     async def _claim_round(self) -> None:

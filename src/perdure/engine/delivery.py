@@ -9,8 +9,9 @@ step that is new in the code doesn't hang an old history.
 
 A run is at rest when none of its tasks can go on by itself: each waits for a turn here, runs a step's body, or waits
 for a future that isn't done. asyncio has no list of what is about to run, so rest is what still looks like rest after
-a few turns of the loop: enough for the callbacks by which one future's end reaches a task through others
-(gather, shield, a task group).
+a few turns of the loop: enough for the callbacks by which one future's end reaches a task through others (an event that
+a callback sets, shield). Two are enough where tasks only wait for the ends of other tasks: one in which whoever was
+cancelled in a wait here wakes, and one more. A gather of gathers, however deep, is seen through.
 
 A run with one task has nothing to order, and skips all that, unless something is to be delivered that no task waits
 for (a cancellation, the end of a limit of time): that, too, has its place in the order.
@@ -28,7 +29,10 @@ from contextlib import contextmanager
 from heapq import heappop, heappush
 from typing import Any
 
+from perdure.engine import foreign
+
 _QUIET_TURNS = 4
+_SURELY_QUIET_TURNS = 2
 _Future = asyncio.Future[int]
 
 
@@ -47,6 +51,7 @@ class Delivery:
         "_quiet",
         "_recorded",
         "_scheduled",
+        "_waits",
         "position",
         "tasks",
     )
@@ -58,6 +63,8 @@ class Delivery:
         """All tasks of the run that haven't ended."""
         self._awake: set[asyncio.Task[Any]] = set()  # those that run code of the workflow, not waiting here
         self._dormant: set[asyncio.Task[Any]] = set()
+        self._waits: dict[asyncio.Task[Any], tuple[asyncio.Future[Any], bool]] = {}
+        """What tasks that are awake wait for, and whether that ends with other tasks."""
         self._loop = loop
         self._on_rest = on_rest
         self._recorded: list[tuple[int, int, _Future]] = []
@@ -111,6 +118,11 @@ class Delivery:
     def is_busy(self) -> bool:
         """Whether a task runs a step, or waits until something is durable."""
         return not self.tasks <= self._awake | self._dormant
+
+    @property
+    def is_moving(self) -> bool:
+        """Whether it isn't known yet to be at rest, or has something to deliver."""
+        return self._scheduled
 
     @contextmanager
     def dormant(self) -> Generator[None]:
@@ -183,6 +195,7 @@ class Delivery:
     def _release(self, task: asyncio.Task[Any]) -> None:
         self.tasks.discard(task)
         self._awake.discard(task)
+        self._waits.pop(task, None)
         self.look()
 
     def look(self) -> None:
@@ -201,17 +214,36 @@ class Delivery:
         is_waited_for = bool(self._recorded or self._arrived or self._new)
         if self._held or not (is_waited_for or self._dormant):
             return
-        if any(_can_go_on(task) for task in self._awake):
-            self._quiet = 0
-        else:
-            self._quiet += 1
-        if self._quiet >= _QUIET_TURNS:
+        turns = self._turns_to_rest()
+        self._quiet = self._quiet + 1 if turns else 0
+        if turns and self._quiet >= turns:
             if not is_waited_for:
                 self._on_rest()
                 return
             self._deliver()
         self._scheduled = True
         self._loop.call_soon(self._look)
+
+    def _turns_to_rest(self) -> int:
+        """For how many turns it must look like rest; 0: it doesn't, somebody is about to go on."""
+        turns = _SURELY_QUIET_TURNS
+        future: asyncio.Future[Any] | None
+        for task in self._dormant:
+            future = getattr(task, "_fut_waiter", None)
+            if future is None or future.done():
+                return 0  # what it waited for has come: it leaves its wait in the next turn
+        for task in self._awake:
+            future = getattr(task, "_fut_waiter", None)
+            if future is None or future.done():
+                return 0
+            known = self._waits.get(task)
+            if known is None or known[0] is not future:
+                known = self._waits[task] = (future, foreign.ends_with_tasks(task, future))
+            if not known[1]:
+                if foreign.is_about_to_end(future):
+                    return 0
+                turns = _QUIET_TURNS
+        return turns
 
     def _deliver(self) -> None:
         """Give one turn; who no longer waits (its task was cancelled) is passed over."""
@@ -234,9 +266,3 @@ class Delivery:
 
 def _nothing() -> None:
     pass
-
-
-def _can_go_on(task: asyncio.Task[Any]) -> bool:
-    """Whether a task would run in the next turns: it waits for nothing, or for a future that is done."""
-    waits_for: asyncio.Future[Any] | None = getattr(task, "_fut_waiter", None)
-    return waits_for is None or waits_for.done()

@@ -55,6 +55,7 @@ class Executor:
         on_result: Callable[[UUID, str, str], None],
         on_release: Callable[[Release], None],
         on_awoken: Callable[[UUID], None],
+        on_timer: Callable[[], None],
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.alarms = alarms
@@ -82,6 +83,7 @@ class Executor:
         self._on_result = on_result
         self._on_release = on_release
         self._on_awoken = on_awoken
+        self._on_timer = on_timer
         self.handed_over = 0
         """How many workflows this worker let go of, unfinished."""
         self._nothing_reserved = asyncio.Event()
@@ -102,8 +104,28 @@ class Executor:
     @property
     def is_at_rest(self) -> bool:
         """Whether all that runs here only waits for the clock, or for somebody outside."""
-        waiting = all(run.waits.is_waiting and not run.bodies and not run.waits.frozen for run in self.runs.values())
-        return waiting and not self.reserved and not self.claiming
+        return all(run.is_at_rest for run in self.runs.values()) and not self.reserved and not self.claiming
+
+    @property
+    def seen(self) -> int:
+        """How often, in all, these runs have seen themselves woken."""
+        return sum(run.seen for run in self.runs.values())
+
+    @property
+    def busy(self) -> list[str]:
+        """What goes on in the runs that aren't at rest, in words."""
+        return [
+            f"workflow {run.name!r} runs step {', '.join(map(repr, run.bodies))}"
+            if run.bodies
+            else f"workflow {run.name!r} runs, or waits for what isn't of perdure"
+            for run in self.runs.values()
+            if not run.is_at_rest
+        ]
+
+    def abandon(self, reason: str) -> None:
+        """Let go of everything at once, as if this process had died: what isn't written yet is gone."""
+        for run in list(self.runs.values()):
+            self.run_lost(run, reason)
 
     def time(self) -> datetime:
         """The database's time."""
@@ -186,6 +208,8 @@ class Executor:
     def run_suspended(self, run: Run, waiting_for: str, seconds: float | None) -> None:
         if self.runs.get(run.id) is run:
             del self.runs[run.id]
+        if seconds is not None and seconds < self.suspends_from:  # earlier than the timers would look
+            self._on_timer()
         if telemetry.wanted(telemetry.WorkflowSuspended):
             telemetry.emit(
                 telemetry.WorkflowSuspended(workflow_id=run.id, name=run.name, waiting_for=waiting_for, seconds=seconds)

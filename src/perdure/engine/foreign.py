@@ -29,6 +29,27 @@ def waits_for_own(task: asyncio.Task[Any], own: Collection[asyncio.Task[Any]]) -
     return _is_own(future, own) or _is_structure(innermost_frame(task))
 
 
+def ends_with_tasks(task: asyncio.Task[Any], future: asyncio.Future[Any]) -> bool:
+    """Whether nothing but the ends of other tasks lets this one go on, each in one step: `gather`, `wait`, a group."""
+    if isinstance(future, asyncio.Task):
+        return True
+    waited: Any = getattr(future, "_children", None)
+    if waited is None:
+        frame = innermost_frame(task)
+        if frame is None or not frame.f_code.co_filename.startswith(_ASYNCIO):
+            return False
+        if os.path.basename(frame.f_code.co_filename) == "taskgroups.py":
+            return True
+        waited = frame.f_locals.get("fs") if frame.f_code.co_name == "_wait" else None
+    return bool(waited) and all(isinstance(each, asyncio.Task) for each in waited)
+
+
+def is_about_to_end(future: asyncio.Future[Any]) -> bool:
+    """Whether it is a gather, of gathers perhaps, for which there is nothing left to wait."""
+    children: Any = getattr(future, "_children", None)
+    return bool(children) and all(child.done() or is_about_to_end(child) for child in children)
+
+
 def _is_own(future: Any, own: Collection[asyncio.Task[Any]]) -> bool:
     if isinstance(future, asyncio.Task):
         return future in own

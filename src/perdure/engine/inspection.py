@@ -17,12 +17,12 @@ import asyncio
 import os
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
+from uuid import UUID
 
 from perdure import telemetry
 from perdure.authoring.context import CURRENT
 from perdure.engine import foreign
-from perdure.engine.executor import Executor
 from perdure.engine.loop import Loop, Turns
 from perdure.engine.run import Run
 from perdure.engine.scopes import Scope
@@ -33,19 +33,25 @@ _OWN = os.sep + "perdure" + os.sep
 _ASYNCIO = os.path.dirname(asyncio.__file__)
 
 
+class Running(Protocol):
+    """Whoever has runs."""
+
+    runs: dict[UUID, Run]
+
+
 class Inspection(Loop):
     """Looks at the runs that wait for something unknown."""
 
     name = "inspection"
 
-    def __init__(self, executor: Executor, *, strict: bool, turns: Turns) -> None:
+    def __init__(self, host: Running, *, strict: bool, turns: Turns) -> None:
         super().__init__(_LOOK_SECONDS, turns=turns)
-        self._executor = executor
+        self._host = host
         self._strict = strict
         self._told: set[tuple[str, str]] = set()
 
     async def tick(self) -> float | None:
-        for run in list(self._executor.runs.values()):
+        for run in list(self._host.runs.values()):
             if not run.over and run.is_stuck_outside:
                 self._look_at(run)
         return None
@@ -57,6 +63,7 @@ class Inspection(Loop):
                 if error is not None:
                     run.fail(error)
                 return
+        run.consider()  # what it waited for has come, perhaps: nobody else notices that it is at rest now
 
     def found(self, id: Any, name: str, what: str, line: str) -> ForeignAwait | None:
         """Tell it, once for each line; returns the error, where it is to be one."""

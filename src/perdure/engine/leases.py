@@ -121,6 +121,19 @@ class Lease:
         then, at = self._clock
         return then if self._stands_still else then + timedelta(seconds=self._monotonic() - at)
 
+    def _read_clock(self, now: datetime, sent: float) -> None:
+        """What the database's clock said at some time since then. An answer that came late makes it look slow.
+
+        What is known already is kept as long as it may be right, so that no such answer sets the time back.
+        """
+        at = self._monotonic()
+        if self._clock is not None and not self._stands_still:
+            then, known_at = self._clock
+            known = then + timedelta(seconds=at - known_at)
+            if now <= known <= now + timedelta(seconds=at - sent):
+                return
+        self._clock = (now, at)
+
     def shift(self, seconds: float) -> None:
         """The database's clock was put forward by so much."""
         if self._clock is not None:
@@ -251,7 +264,7 @@ class Lease:
             if sent >= self._valid_until:
                 return "this process was frozen for longer than the lease"
             self._valid_until = sent + self._seconds
-            self._clock = (rows[0].now, self._monotonic())
+            self._read_clock(rows[0].now, sent)
             self._call(self._on_beat, *rows[0].held)
             pause = self._beat_seconds
             await self._show_bodies(database, id)

@@ -70,7 +70,7 @@ class Maintenance(Loop):
 
 
 async def prune_chunk(
-    database: Database, after: UUID, *, keep: timedelta | None = None, dry_run: bool = False
+    database: Database, after: UUID, *, keep: timedelta | None = None, name: str | None = None, dry_run: bool = False
 ) -> tuple[UUID | None, int]:
     """Delete what is over for long enough among the next workflows; returns the last one looked at (None: that was
     all), and how many were (or would be) deleted.
@@ -79,10 +79,11 @@ async def prune_chunk(
         database: Where.
         after: The last one that was looked at before.
         keep: How long they are kept, whatever anybody says.
+        name: Only workflows of that name.
         dry_run: Count only.
     """
     override = None if keep is None else keep.total_seconds()
-    rows = await database.fetch("expired", SHARD, after, CHUNK, KEEP.total_seconds(), override)
+    rows = await database.fetch("expired", SHARD, after, CHUNK, KEEP.total_seconds(), override, name)
     expired = [row.id for row in rows if row.is_expired]
     if expired and not dry_run:
         deleted = len(await database.fetch("delete_ended", SHARD, Uuids(expired)))

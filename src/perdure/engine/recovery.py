@@ -1,10 +1,12 @@
 """Taking over from the dead: whose lease ran out is buried, and what it held becomes pending again.
 
 Any worker does this, all of them at once if need be: burying is one guarded update, and the entries of the dead are
-taken in batches with SKIP LOCKED. Two rules keep it right:
+taken in batches with SKIP LOCKED. Three rules keep it right:
 
 - A worker buries others only when its own lease has been unbroken for one lease. After an outage of the database all
   leases have run out together, and nobody may be declared dead for that.
+- A clock that is set back leaves leases that end far in the future. Such a worker is dead as well, once it has had the
+  time to write a new one (a lease, its own or the other's, whichever is longer).
 - What is recovered is found by the entries, not by the list of the dead: an entry whose worker isn't alive. So a claim
   that was still on its way when its worker was buried, and what a first attempt skipped because it was locked, is found
   by the next look.

@@ -46,13 +46,22 @@ class Requests(Loop):
             self._asked.update(dict.fromkeys(runs))
             self.wake()
 
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether there is nothing that it knows of and hasn't looked at."""
+        return not self._asked
+
     async def tick(self) -> float | None:
         while self._asked and self._lease.is_valid:
             ids = list(self._asked)[:_MOST]
-            async with self.turns.turn():
-                await self._look(ids)
             for id in ids:
-                self._asked.pop(id, None)
+                del self._asked[id]  # who asks from now on may have something newer
+            try:
+                async with self.turns.turn():
+                    await self._look(ids)
+            except BaseException:
+                self._asked.update(dict.fromkeys(ids))
+                raise
         self._asked.clear()
         return None
 
@@ -63,6 +72,7 @@ class Requests(Loop):
         }
         if not runs:
             return
+        waiting = {id: run.waits.of("operator") for id, run in runs.items()}
         rows = await self._database.attempt("requests", SHARD, worker_id, Uuids(runs))
         found: dict[UUID, int] = {}
         requests: dict[UUID, dict[str, str]] = {}
@@ -77,7 +87,7 @@ class Requests(Loop):
             if self._executor.runs.get(id) is not run or run.over:
                 continue
             wakes = found.get(id, -1)
-            if wakes < 0:
+            if wakes >= 0:
+                run.look(wakes, requests.get(id, {}), frozenset(parked.get(id, ())), waiting[id])
+            elif not run.waits.frozen:  # else its suspension is under way, and will tell
                 self._executor.drop([id], "an operator or another worker has taken it")
-            else:
-                run.look(wakes, requests.get(id, {}), frozenset(parked.get(id, ())))

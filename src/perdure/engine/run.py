@@ -13,7 +13,9 @@ What the code asks for comes in by its scopes (`call`, `value`); what it records
   recorded, with a position, when the run is at rest. So a replay gets it at the same place, and what the code does
   about it (compensations) is served like anything else. It is delivered once.
 - *Failed, with attempts left* (`retry=` of the workflow): it suspends, and what it failed from is set aside in the same
-  flush, so the next run asks for that anew, and replays everything else.
+  flush, so the next run asks for that anew, and replays everything else. Woken before the pause is over (an operator
+  resumed another step of it, a suspension that was refused), it suspends again without running any code; asked to end,
+  it goes on at once, because its code is to be told.
 - *Ended from outside* (lost, handed over, refused): the run is over from that moment. Every call of a primitive or step
   raises `RunEnded`, what it had queued is dropped, its tasks are cancelled, at most three times, and what they still
   return or raise is thrown away. So plain code in `finally` may run several times, on several workers.
@@ -24,8 +26,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import weakref
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from contextvars import copy_context
 from datetime import datetime, timedelta
 from random import Random
@@ -43,7 +46,7 @@ from perdure.engine.delivery import Delivery
 from perdure.engine.scopes import Scope
 from perdure.engine.threads import Threads
 from perdure.engine.waiting import Limit, Waits
-from perdure.engine.writer import Writer
+from perdure.engine.writer import Writing
 from perdure.errors import (
     DeadlineExceeded,
     InvalidArguments,
@@ -53,8 +56,19 @@ from perdure.errors import (
     WorkflowCancelled,
 )
 from perdure.failures import Catalogue
-from perdure.model.keys import CANCEL, CANCELLED, DEADLINE, INPUT, RESULT, attempt_key, attempted_key, waited_key
+from perdure.model.keys import (
+    CANCEL,
+    CANCELLED,
+    DEADLINE,
+    INPUT,
+    RESULT,
+    attempt_key,
+    attempted_key,
+    timer_key,
+    waited_key,
+)
 from perdure.model.records import Checkpoint, Claim, Recorded, Suspension
+from perdure.model.retry import RetryAfter
 
 _CANCELS = 3
 _LEFT_ALONE_SECONDS = 1.0
@@ -63,11 +77,24 @@ _HOPELESS = (InvalidArguments, SerializationError, ReplayMismatch)
 """What a workflow that is tried again fails with again."""
 
 
+class Records(Protocol):
+    """Where a run's outcomes go: the writer's side of it."""
+
+    def record(self, run: Writing, checkpoint: Checkpoint) -> None: ...
+    def put_off(self, run: Writing, key: str, seconds: float, position: int) -> None: ...
+    def complete(self, run: Writing, status: str, payload: str) -> None: ...
+    def suspend(self, run: Writing, suspension: Suspension) -> None: ...
+    def discard(self, run: Writing) -> None: ...
+
+
 class Host(Protocol):
     """What a run needs of the process that it runs in."""
 
     loop: asyncio.AbstractEventLoop
-    writer: Writer
+
+    @property
+    def writer(self) -> Records: ...
+
     threads: Threads
     transactions: calls.Transactions
     alarms: Alarms
@@ -134,7 +161,11 @@ class Run:
         self._cancellation: str | None = None  # who asks it to end: $cancel or $deadline, once that is on its way
         self._reason = ""
         self._is_cancelled = False
+        self._pause = 0.0  # what is left until the next attempt at the whole workflow
+        self._begun_after = -1  # the outcome behind which a wait or step began that has no outcome yet
         self._patches: dict[str, bool] = {}
+        self._is_unwinding = False
+        self._ended: weakref.WeakSet[asyncio.Task[Any]] | None = None  # those of its tasks that ended by themselves
         self._task: asyncio.Task[None] | None = None
         self._input = claim.input
         position = 0
@@ -156,12 +187,15 @@ class Run:
                 step_key = attempted_key(recorded.key)
                 if step_key == RESULT:
                     self.attempt = max(self.attempt, recorded.attempts + 1)
+                    self._pause = max(self._pause, recorded.remaining or 0.0)
                     continue
                 known = self.failed_attempts.get(step_key)
                 if known is None or known.attempts < recorded.attempts:
                     self.failed_attempts[step_key] = recorded
             elif recorded.kind == "timer":
                 self.timers[waited_key(recorded.key)] = recorded.remaining or 0.0
+                if recorded.key == timer_key(RESULT):
+                    self._pause = max(self._pause, recorded.remaining or 0.0)
             elif recorded.kind == "request":
                 self._requests[recorded.key] = recorded.payload or "null"
             elif recorded.kind == "cancel":
@@ -170,6 +204,11 @@ class Run:
             elif recorded.key != INPUT:
                 self.history[recorded.key] = recorded
                 position = max(position, recorded.position)
+        for recorded in history:
+            if recorded.kind in ("attempt", "park", "timer"):
+                key = waited_key(recorded.key) if recorded.kind == "timer" else attempted_key(recorded.key)
+                if key not in self.history and key != RESULT:
+                    self._begun_after = max(self._begun_after, recorded.position)
         return position
 
     # --- life ------------------------------------------------------------------------------------------------------
@@ -184,12 +223,13 @@ class Run:
         task.add_done_callback(self._main_ended)
         if self._cancelled_at is not None:
             self._cancel(*_said(self._cancelled_at.payload), self.delivery.recorded(self._cancelled_at.position))
-        for key in (CANCEL, DEADLINE):
-            if key in self._requests:
-                self.request(key, self._requests[key])
+        self._heed()
         task.add_done_callback(lambda _: scope.close())
 
     async def _main(self) -> None:
+        if self._pause > 0 and not self._requests and self._cancelled_at is None:
+            self._wait_for_attempt(self._pause)
+            return
         try:
             status, payload, failure = await self._execute()
             pause = None if failure is None else self._pause_after(failure)
@@ -204,7 +244,7 @@ class Run:
         if self.over:
             return
         if self.history and telemetry.wanted(telemetry.StepsUnasked):
-            telemetry.emit(telemetry.StepsUnasked(workflow_id=self.id, name=self.name, keys=tuple(self.history)))
+            self.tell(telemetry.StepsUnasked(workflow_id=self.id, name=self.name, keys=tuple(self.history)))
         self.over = True
         self.host.writer.complete(self, status, payload)
 
@@ -242,7 +282,7 @@ class Run:
         """Leave memory until the next attempt; what this one failed from won't be there any more."""
         await self.durable()  # what is set aside must be there
         seconds = pause.total_seconds()
-        telemetry.emit(
+        self.tell(
             telemetry.WorkflowRetries(
                 workflow_id=self.id,
                 name=self.name,
@@ -251,27 +291,35 @@ class Run:
                 seconds=seconds,
             )
         )
-        key = attempt_key(RESULT, self.attempt)
-        self.record(Checkpoint(key, "attempt", 0, "error", payload, 0, self.attempt, None, seconds))
+        if isinstance(error, RetryAfter) and not error.counts:
+            self.put_off(RESULT, seconds)
+        else:
+            key = attempt_key(RESULT, self.attempt)
+            self.record(Checkpoint(key, "attempt", 0, "error", payload, 0, self.attempt, None, seconds))
         aside = tuple(
             key
             for step, attempts in failures.steps(error)
             for key in (step, *(attempt_key(step, attempt) for attempt in range(1, attempts)))
         )
+        self._wait_for_attempt(seconds, aside)
+
+    def _wait_for_attempt(self, seconds: float, aside: tuple[str, ...] = ()) -> None:
         self.over = True
         self._suspend(Suspension("retry", self.host.alarms.time() + seconds, self.seen, aside))
 
     def _failure(self, error: BaseException) -> str:
-        telemetry.emit(
-            telemetry.WorkflowErrored(workflow_id=self.id, name=self.name, error_type=type(error).__qualname__)
-        )
+        self.tell(telemetry.WorkflowErrored(workflow_id=self.id, name=self.name, error_type=type(error).__qualname__))
         return failures.record(error)
+
+    def tell(self, event: telemetry.Event) -> None:
+        """Tell what happens to the workflow."""
+        telemetry.emit(event)
 
     def _main_ended(self, task: asyncio.Task[Any]) -> None:
         if not task.cancelled():
             task.exception()  # RunEnded, or what user code raised while it was unwound
         self.over = True
-        if self.delivery.tasks - {task}:
+        if self.delivery.tasks - {task} and not self._is_unwinding:
             self._unwind(0)
         # The task's context refers to the run, and so does the delivery: it must not wait for the garbage collector.
         self._task = None
@@ -282,6 +330,17 @@ class Run:
     def call_code(self) -> CodeType:
         """The code of the coroutines that step calls are."""
         return calls.call.__code__
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether it only waits in memory, for the clock or for somebody outside."""
+        return (
+            self.waits.is_waiting
+            and not self.waits.frozen
+            and not self.bodies
+            and not self.delivery.is_busy
+            and not self.delivery.is_moving
+        )
 
     @property
     def is_stuck_outside(self) -> bool:
@@ -307,6 +366,8 @@ class Run:
         if self.over:
             return
         self.over = True
+        for task in self._ended or ():  # nor of those whom the code would have waited for
+            task.exception()
         self.waits.clear()
         barriers, self._barriers = self._barriers, deque()
         for _, future in barriers:
@@ -317,6 +378,7 @@ class Run:
     def _unwind(self, cancels: int) -> None:
         """Cancel what still runs, a few times; what swallows that is let go, and reported."""
         alive = [task for task in self.delivery.tasks if not task.done()]
+        self._is_unwinding = bool(alive) and cancels <= _CANCELS
         if not alive:
             return
         if cancels < _CANCELS:
@@ -335,6 +397,19 @@ class Run:
     def adopt(self, task: asyncio.Task[Any]) -> None:
         """A task of the workflow's code."""
         self.delivery.adopt(task)
+        if task is not self._task:
+            task.add_done_callback(self._task_ended)
+
+    def _task_ended(self, task: asyncio.Task[Any]) -> None:
+        """What a task raises while it is unwound is thrown away: asyncio must not complain that nobody retrieved it."""
+        if task.cancelled():
+            return
+        if self.over:
+            task.exception()
+        elif self._ended is None:
+            self._ended = weakref.WeakSet((task,))
+        else:
+            self._ended.add(task)
 
     def call(self, key: str, step: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Coroutine[Any, Any, Any]:
         """A call of a step, under the key that was drawn for it."""
@@ -364,12 +439,17 @@ class Run:
         await waiting.sleep(self, key, name, delay)
 
     def patched(self, name: str) -> bool:
-        """Whether it takes the new path: it does if it hadn't come so far before, which is recorded."""
+        """Whether it takes the new path: it does if it hadn't come so far before, which is recorded.
+
+        It had if there is something to be served, or if what it waited for began behind the last outcome: the code
+        would have come by here before that.
+        """
         if self.over:
             raise RunEnded
         if name not in self._patches:
             key = f"patched({name})"
-            self._patches[name] = key in self.history or not self.replaying
+            was_here = self.replaying or self._begun_after >= self.delivery.position
+            self._patches[name] = key in self.history or not was_here
             if self._patches[name]:
                 self.value(key, lambda: True)
         return self._patches[name]
@@ -414,6 +494,12 @@ class Run:
         self._put += 1
         self.host.writer.record(self, checkpoint)
 
+    def put_off(self, key: str, seconds: float) -> None:
+        """Write down until when what has that key waits; it takes the place of what was written there before."""
+        if self.over:
+            raise RunEnded
+        self.host.writer.put_off(self, timer_key(key), seconds, self.delivery.position)
+
     @property
     def is_durable(self) -> bool:
         """Whether everything that was delivered so far is."""
@@ -424,7 +510,11 @@ class Run:
         if self._acknowledged < self._put:
             future: asyncio.Future[None] = self.host.loop.create_future()
             self._barriers.append((self._put, future))
-            await future
+            task = self.delivery.leave()
+            try:
+                await future
+            finally:
+                self.delivery.enter(task)
         if self.over:
             raise RunEnded
 
@@ -487,27 +577,48 @@ class Run:
     def awoken(self) -> None:
         self._suspension = None
         self.waits.thaw()
+        self._heed()  # what was seen while it was about to leave
         self.host.run_awoken(self)
         if not self.over:
             self.delivery.look()
 
     # --- being asked to end ----------------------------------------------------------------------------------------
 
-    def look(self, wakes: int, requests: dict[str, str], parked: frozenset[str]) -> None:
-        """What somebody has for it: requests, and which of its steps are still parked."""
-        self.seen = max(self.seen, wakes)
-        for key in (CANCEL, DEADLINE):
-            if key in requests:
-                self.request(key, requests[key])
-        for key in self.waits.of("operator"):
-            if key not in parked:
-                self.waits.release(key)
+    def look(self, wakes: int, requests: dict[str, str], parked: frozenset[str], waiting: Collection[str]) -> None:
+        """What somebody has for it.
 
-    def request(self, key: str, payload: str) -> None:
-        """Somebody asks it to end: it is told when it is at rest, after everything that was recorded."""
+        Args:
+            wakes: How often it was woken.
+            requests: What it is asked for.
+            parked: Which of its steps are still parked.
+            waiting: Which of them waited for an operator before that was read. Of one that waits since then it isn't
+                clear whether it was resumed, or parked too late to be among `parked`: then this look doesn't count.
+        """
+        self._requests |= requests
+        self._heed()
+        resumed = [key for key in self.waits.of("operator") if key not in parked]
+        if all(key in waiting for key in resumed):
+            self.seen = max(self.seen, wakes)
+        for key in resumed:
+            if key in waiting:
+                self.waits.release(key)
+        for key, attempt in list(self.failed_attempts.items()):
+            if attempt.kind == "park" and key not in parked:  # its code hasn't come to that step yet
+                del self.failed_attempts[key]
+
+    def _heed(self) -> None:
+        """It may have been asked to end: then it is told when it is at rest, after everything that was recorded."""
         if self.over or self.waits.frozen or self._cancellation is not None:
             return
-        self._cancel(key, _said(payload)[1], self.delivery.arrived(self.host.alarms.time()))
+        key = next((key for key in (CANCEL, DEADLINE) if key in self._requests), None)
+        if key is not None:
+            reason = _said(self._requests[key])[1]
+            self._cancel(key, reason, self.delivery.arrived(self.host.alarms.time()))
+
+    @property
+    def is_asked_to_end(self) -> bool:
+        """Whether its code is to be told that it must end, and hasn't been yet."""
+        return self._cancellation is not None and not self._is_cancelled
 
     def _cancel(self, key: str, reason: str, turn: asyncio.Future[int]) -> None:
         self._cancellation, self._reason = key, reason
@@ -520,7 +631,7 @@ class Run:
             said = json.dumps({"by": self._cancellation, "reason": self._reason})
             self.record(Checkpoint(CANCELLED, "cancel", turn.result(), "cancelled", said))
             why = "its deadline has passed" if self._cancellation == DEADLINE else "it was cancelled"
-            telemetry.emit(telemetry.WorkflowCancelling(workflow_id=self.id, name=self.name, why=why))
+            self.tell(telemetry.WorkflowCancelling(workflow_id=self.id, name=self.name, why=why))
         self._is_cancelled = True
         if self._task is not None:
             self._task.cancel()

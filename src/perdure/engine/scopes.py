@@ -11,7 +11,11 @@ with; anything else is forwarded untouched. Step bodies run with a `StepContext`
 belongs to nobody.
 
 A task gets its name after its factory has returned (until Python 3.13), so a segment is made when it is first needed:
-then all siblings that were created earlier get theirs first, and the numbers follow the order of creation.
+then all siblings that were created earlier get theirs first, and the numbers follow the order of creation. Those that
+have ended need none, but count: they do so as soon as all that were created before them do.
+
+An eager task runs before its factory has returned: its scope finds it at the first call of a primitive, and its name in
+the frames of those who create it.
 """
 
 from __future__ import annotations
@@ -21,10 +25,11 @@ import contextvars
 import re
 import sys
 import weakref
+from collections import deque
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime, timedelta
-from types import CodeType
+from types import CodeType, FrameType
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -37,7 +42,7 @@ _IN_WORKFLOW = (
 )
 _TASKS = asyncio.tasks.__file__
 _ITERATES_A_SET = frozenset({"as_completed", "_AsCompletedIterator.__init__"})
-_DEFAULT_NAME = re.compile(r"Task-\d+")
+_DEFAULT_NAME = re.compile(r"Task-\d+|None")  # None: what Python 3.13.0 calls a task that was given no name
 
 
 class Running(Protocol):
@@ -69,7 +74,19 @@ class Running(Protocol):
 class Scope:
     """One task of a workflow: the context of the code that runs in it."""
 
-    __slots__ = ("_children", "_counts", "_label", "_parent", "_path", "_segments", "_task", "run")
+    __slots__ = (
+        "_children",
+        "_counts",
+        "_has_ended",
+        "_is_bound",
+        "_label",
+        "_parent",
+        "_path",
+        "_segment",
+        "_segments",
+        "_task",
+        "run",
+    )
 
     def __init__(self, run: Running, parent: Scope | None = None, label: str = "") -> None:
         self.run = run
@@ -77,32 +94,48 @@ class Scope:
         self._label = label
         # Weak: task, context, scope would be a cycle, and every finished workflow work for the garbage collector.
         self._task: weakref.ref[asyncio.Task[Any]] | None = None
+        self._is_bound = False
+        self._has_ended = False
         self._path = "" if parent is None else None
+        self._segment: str | None = None
         self._counts: dict[str, int] = {}
         self._segments: dict[str, int] = {}
-        self._children: list[Scope] = []
+        self._children: deque[Scope] = deque()
 
-    def child(self, coroutine: Any) -> Scope:
-        """The scope of a task that is created in this one."""
-        scope = Scope(self.run, self, getattr(coroutine, "__qualname__", type(coroutine).__qualname__))
+    def child(self, coroutine: Any, name: str | None) -> Scope:
+        """The scope of a task that is created in this one; its name, if that is known already."""
+        if name is None or _is_default(name):
+            name = str(getattr(coroutine, "__qualname__", type(coroutine).__qualname__))
+        scope = Scope(self.run, self, name)
         self._children.append(scope)
         return scope
 
-    def bind(self, task: asyncio.Task[Any]) -> None:
-        """Tell the scope its task, and the run that it has one more."""
+    def bind(self, task: asyncio.Task[Any] | None) -> None:
+        """Tell the scope its task, and the run that it has one more; the first time counts."""
+        if self._is_bound or task is None:
+            return
+        self._is_bound = True
         if self._parent is not None:
             self._task = weakref.ref(task)
+            task.add_done_callback(self._task_ended)
         self.run.adopt(task)
+
+    def meet(self) -> None:
+        """Its code runs: if nobody has told it its task yet, that is an eager one, and the current one."""
+        if not self._is_bound:
+            self.bind(asyncio.current_task())
 
     def draw(self, name: str) -> str:
         """The key of the next call of that name in this task."""
+        if not self._is_bound:
+            self.meet()
         count = self._counts.get(name, 0) + 1
         self._counts[name] = count
         return self.path + (name if count == 1 else f"{name}#{count}")
 
     def close(self) -> None:
         """The workflow's code has ended: let go of the tasks below, which refer to this one."""
-        children, self._children = self._children, []
+        children, self._children = self._children, deque()
         for child in children:
             child.settle(child._path or "")  # one that outlives its workflow may still ask, and is told RunEnded
             child.close()
@@ -112,24 +145,33 @@ class Scope:
         """The path of tasks, with a slash at its end; empty for the workflow's own code."""
         if self._path is None:
             assert self._parent is not None
-            self._parent.name_children()
-        assert self._path is not None
+            if self._segment is None:
+                self._parent.name_children()
+            self._path = f"{self._parent.path}{self._segment}/"
         return self._path
 
-    def name_children(self) -> None:
-        """Give a segment to every task that was created so far, in order of creation."""
-        children, self._children = self._children, []
-        for child in children:
+    def name_children(self, *, ended: bool = False) -> None:
+        """Give a segment to every task that was created so far, in order; or to the first ones that have ended."""
+        children = self._children
+        while children and (children[0]._has_ended or not ended):
+            child = children.popleft()
             name = segment(child.label())
-            count = self._segments.get(name, 0) + 1
-            self._segments[name] = count
-            child.settle(f"{self.path}{occurrence(name, count)}/")
+            count = self._segments[name] = self._segments.get(name, 0) + 1
+            child._segment = occurrence(name, count)
+
+    def _task_ended(self, task: asyncio.Task[Any]) -> None:
+        """Its name counts among its siblings, though nobody may need it: remember it, because nobody keeps the task."""
+        if self._segment is None and self._path is None:
+            assert self._parent is not None
+            self._label = self.label()
+            self._has_ended = True
+            self._parent.name_children(ended=True)
 
     def label(self) -> str:
         """The task's explicit name, else that of its coroutine."""
         task = self._task() if self._task is not None else None
         name = task.get_name() if task is not None else ""
-        return self._label if not name or _DEFAULT_NAME.fullmatch(name) else name
+        return self._label if _is_default(name) else name
 
     def settle(self, path: str) -> None:
         """From now on this is the path."""
@@ -199,11 +241,16 @@ def install(loop: asyncio.AbstractEventLoop) -> Callable[[], None]:
 
     def factory(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Future[Any]:
         scope = CURRENT.get()
-        if not isinstance(scope, Scope):
-            return _forward(former, loop, coroutine, options)
+        context: contextvars.Context | None = options.get("context")
+        inner = None if context is None else context.get(CURRENT)
+        if not isinstance(scope, Scope) or not (inner is None or inner is scope):
+            return _forward(former, loop, coroutine, options)  # the latter: another worker's factory has done it
         _refuse_sets(scope, coroutine)
-        child = scope.child(coroutine)
-        context = options.pop("context", None) or contextvars.copy_context()
+        name: str | None = options.get("name")
+        if name is None and former is not None:
+            name = _name_given()
+        child = scope.child(coroutine, name)
+        context = contextvars.copy_context() if context is None else context
         context.run(CURRENT.set, child)
         task = _forward(former, loop, coroutine, options | {"context": context})
         if isinstance(task, asyncio.Task):
@@ -236,6 +283,21 @@ def _refuse_sets(scope: Scope, coroutine: Any) -> None:
         if frame.f_back is None:
             return
         frame = frame.f_back
+
+
+def _is_default(name: str) -> bool:
+    return not name or _DEFAULT_NAME.fullmatch(name) is not None
+
+
+def _name_given() -> str | None:
+    """What those who create a task will call it, when they have it: then an eager one has run already."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and frame.f_code.co_name == "create_task":
+        name = frame.f_locals.get("name")
+        if name is not None:
+            return str(name)
+        frame = frame.f_back
+    return None
 
 
 def _forward(

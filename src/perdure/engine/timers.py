@@ -73,9 +73,9 @@ class Timers(Loop):
         rows = await self._database.attempt("cancel", SHARD, Uuids(ids), DEADLINE, said, None, "error", result)
         reached = {row.workflow_id for row in rows}
         left = [id for id in ids if id not in reached]
-        if left:  # ended, as most are; or it moves in this moment, and the next look finds it
+        if left:  # ended, as most are, or spoilt by hand; or it moves in this moment, and the next look finds it
             states = await self._database.attempt("states", SHARD, Uuids(left))
-            moving = {row.id for row in states if row.status in (None, "pending", "running", "waiting")}
+            moving = {row.id for row in states if row.status in ("pending", "running", "waiting")}
         else:
             moving = set[UUID]()
         await self._database.attempt("forget_deadlines", SHARD, Uuids(id for id in ids if id not in moving))

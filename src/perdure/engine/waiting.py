@@ -167,7 +167,7 @@ def _begun(run: Waiter, key: str, delay: Callable[[], timedelta]) -> float:
     if left is not None:
         return left
     seconds = max(0.0, delay().total_seconds())
-    run.record(Checkpoint(timer_key(key), "timer", 0, "success", None, delay=seconds))
+    run.record(Checkpoint(timer_key(key), "timer", run.delivery.position, "success", None, delay=seconds))
     return seconds
 
 
@@ -206,8 +206,7 @@ class Limit:
                 raise run.mismatch(recorded, "timeout()")
             self._take_turn(run.delivery.recorded(recorded.position), is_new=False)
             return self
-        if run.history or run.delivery.has_recorded:
-            await run.delivery.live()
+        # No wait for the history to be served: the code went on at once when this was recorded, before other tasks did.
         delay = self._delay
         left = _begun(run, self._key, lambda: delay)
         due = run.host.alarms.time() + left

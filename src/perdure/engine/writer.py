@@ -10,6 +10,10 @@ UPDATE), and every other part of it reads from those locks, so
 
 States of a part (what one run puts into a flush): gathered -> in flight -> written | lost | refused.
 
+A part may also put off timers: their rows are written over. As often as it is written, such a row is the same, and its
+time only moves on, so a flush that comes late can't make one early. It doesn't tell whether a flush was committed: an
+earlier one may have left it there.
+
 A part may end its run (its result) or let it leave memory (its suspension), behind all outcomes that it carries. A
 suspension names how often the run has seen itself woken; where the entry says more, somebody has something for it, and
 the run stays (`awoken`). Both sides lock the entry, so one of them comes first: the sender finds the entry, and the
@@ -90,11 +94,12 @@ class Writing(Protocol):
 class Part:
     """What one run puts into a flush."""
 
-    __slots__ = ("checkpoints", "result", "run", "size", "suspension")
+    __slots__ = ("checkpoints", "put_off", "result", "run", "size", "suspension")
 
     def __init__(self, run: Writing) -> None:
         self.run = run
         self.checkpoints: list[Checkpoint] = []
+        self.put_off: dict[str, tuple[int, float]] = {}
         self.result: tuple[str, str] | None = None
         self.suspension: Suspension | None = None
         self.size = 0
@@ -120,10 +125,15 @@ class Writer:
         part.checkpoints.append(checkpoint)
         part.size += len(checkpoint.payload or "")
 
+    def put_off(self, run: Writing, key: str, seconds: float, position: int) -> None:
+        """A timer of a run that is set again and again: the latest is the one that counts."""
+        self._part(run).put_off[key] = (position, seconds)
+
     def complete(self, run: Writing, status: str, payload: str) -> None:
         """The end of a run: in one flush with whatever of it isn't durable yet."""
         part = self._part(run)
         part.result = (status, payload)
+        part.suspension = None  # something that perdure doesn't know has woken it meanwhile
         part.size += len(payload)
 
     def suspend(self, run: Writing, suspension: Suspension) -> None:
@@ -138,6 +148,11 @@ class Writer:
     def backlog(self) -> int:
         """How many runs wait to be written."""
         return len(self._parts)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether everything that was gathered is written or lost."""
+        return self._idle.is_set()
 
     async def drained(self) -> None:
         """Wait until everything that was gathered is written or lost."""
@@ -157,6 +172,8 @@ class Writer:
         """Flush until cancelled."""
         while True:
             await self._work.wait()
+            if telemetry.wanted(telemetry.FlushBegins):
+                telemetry.emit(telemetry.FlushBegins(workflows=len(self._parts)))
             parts = self._gather()
             if parts:
                 await self._flush(parts)
@@ -174,7 +191,7 @@ class Writer:
             ):
                 break
             taken.append(part)
-            rows += len(part.checkpoints) + 1
+            rows += len(part.checkpoints) + len(part.put_off) + 1
             size += part.size
         for part in taken:
             del self._parts[part.run]
@@ -262,7 +279,8 @@ class Writer:
         ]
         ended = [(part.run, *part.result) for part in parts if part.result is not None]
         suspended = [(part.run, part.suspension) for part in parts if part.suspension is not None]
-        if not ended and not suspended:
+        put_off = [(part.run.id, part.run.epoch, key, *timer) for part in parts for key, timer in part.put_off.items()]
+        if not ended and not suspended and not put_off:
             (answer,) = await self._database.attempt("record", *recorded)
             return _NOBODY if answer.held else None
         results: list[Array | int] = [
@@ -274,7 +292,7 @@ class Writer:
             Ints([run.recoveries for run, _, _ in ended]),
             Times([run.started_at for run, _, _ in ended]),
         ]
-        if not suspended:
+        if not suspended and not put_off:
             (answer,) = await self._database.attempt("complete", *recorded, *results)
             return _NOBODY if answer.held else None
         now = self._time()
@@ -289,6 +307,7 @@ class Writer:
             Texts([suspension.waiting_for for _, suspension in suspended]),
             Floats([None if due is None else max(0.0, due - now) for _, (_, due, *_) in suspended]),
             *columns(asides, (Uuids, Texts)),
+            *columns(put_off, (Uuids, BigInts, Texts, Ints, Floats)),
         )
         return frozenset(answer.awake) if answer.held else None
 

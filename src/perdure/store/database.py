@@ -260,7 +260,7 @@ class Database:
             raise ConfigurationError(
                 f"the server is PostgreSQL {probe.server_version // 10_000}; perdure needs 13 or later"
             )
-        if probe.read_only == "on":
+        if probe.read_only == "on" and not self.settings.read_only:
             raise Interrupted("the server is read-only (a standby?)", outcome_unknown=False)
         try:
             await self._ensure(connection, self.settings.schema, apply=self.settings.migrate)
@@ -344,7 +344,7 @@ def _resolve(settings: Settings) -> str:
             "with special characters percent-encoded"
         ) from None
     defaults: dict[str, Any] = {"connect_timeout": _CONNECT_SECONDS, "fallback_application_name": "perdure"}
-    if "," in str(given.get("host", "")) or "," in str(given.get("hostaddr", "")):
+    if not settings.read_only and any("," in str(given.get(name, "")) for name in ("host", "hostaddr")):
         defaults["target_session_attrs"] = "read-write"
     return make_conninfo(url, **{name: value for name, value in defaults.items() if name not in given})
 

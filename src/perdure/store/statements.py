@@ -32,12 +32,12 @@ class Statement:
 
 
 class Statements:
-    """All statements for one schema, as attributes: `statements["claim"]`."""
+    """All statements for one schema, by name: `statements["claim"]`."""
 
-    def __init__(self, schema: str = DEFAULT_SCHEMA) -> None:
+    def __init__(self, schema: str = DEFAULT_SCHEMA, package: str = "perdure.store") -> None:
         self.schema = schema
         self._by_name = {
-            name: Statement(name=name, text=in_schema(text, schema).encode()) for name, text in _texts().items()
+            name: Statement(name=name, text=in_schema(text, schema).encode()) for name, text in _texts(package).items()
         }
 
     def __getitem__(self, name: str) -> Statement:
@@ -62,9 +62,9 @@ def in_schema(sql: str, schema: str) -> str:
 
 
 @cache
-def _texts() -> dict[str, str]:
+def _texts(package: str) -> dict[str, str]:
     texts: dict[str, str] = {}
-    for file in sorted(resources.files("perdure.store").joinpath("sql").iterdir(), key=lambda file: file.name):
+    for file in sorted(resources.files(package).joinpath("sql").iterdir(), key=lambda file: file.name):
         if not file.name.endswith(".sql"):
             continue
         _, *parts = _NAME.split(file.read_text(encoding="utf-8"))

@@ -87,10 +87,13 @@ WITH going AS MATERIALIZED (
 SELECT yes AS held FROM all_held;
 
 -- :name suspend
--- running -> waiting | success | error | cancelled. The writer, once a flush: as complete, with runs that leave memory.
+-- running -> waiting | success | error | cancelled. The writer, once a flush: as complete, with runs that leave memory,
+-- or put off a timer.
 -- $1 .. $23 as in complete · $24 ids uuid[] of the runs that suspend · $25 sum of their epochs int8
 -- $26 wakes int8[] that each has seen · $27 what each waits for text[] · $28 delays float8[] in seconds (null: none)
 -- $29 ids uuid[], $30 keys text[] of checkpoints that are set aside: the next run asks for them anew
+-- $31 ids uuid[] · $32 epochs int8[] · $33 keys text[] · $34 positions int4[] · $35 delays float8[] in seconds of timers
+-- that are set, or set again: their time only moves on, whichever of two flushes comes last
 -- Locks what goes on FOR SHARE, what ends or suspends FOR UPDATE. held = false: as in record.
 -- awake: those that don't suspend, because somebody has something for them that they haven't seen. Whether they have is
 -- read from the locked entries; the rest of the entry doesn't change while it is held, so it may come from the snapshot.
@@ -142,6 +145,18 @@ WITH going AS MATERIALIZED (
     FROM unnest($17::uuid[], $19::text[], $20::text[], $21::int8[], $22::int4[], $23::timestamptz[])
         AS item (id, status, payload, epoch, recoveries, started_at)
     WHERE (SELECT yes FROM all_held)
+), put_off AS (
+    INSERT INTO perdure.checkpoints
+        (shard, workflow_id, key, kind, position, status, version, wake_at, created_at, worker_id, epoch)
+    SELECT $1::int4, item.id, item.key, 'timer', item.position, 'success', $5::text,
+           perdure.now() + pg_catalog.make_interval(secs => item.delay), perdure.now(), $2::uuid, item.epoch
+    FROM unnest($31::uuid[], $32::int8[], $33::text[], $34::int4[], $35::float8[])
+        AS item (id, epoch, key, position, delay)
+    WHERE (SELECT yes FROM all_held)
+    ORDER BY item.id, item.key
+    ON CONFLICT (shard, workflow_id, key) DO UPDATE
+    SET wake_at = GREATEST(checkpoints.wake_at, excluded.wake_at), created_at = excluded.created_at,
+        version = excluded.version, worker_id = excluded.worker_id, epoch = excluded.epoch
 ), aside AS (
     UPDATE perdure.checkpoints
     SET key = '$history/' || epoch || '/' || key, kind = 'history'

@@ -261,7 +261,7 @@ SELECT workflow_id FROM ended;
 -- :name expired
 -- The next workflows in the order of their ids, and which of them have been over for longer than they are kept.
 -- $1 shard int4 · $2 after uuid · $3 limit int4 · $4 how long they are kept where nobody says, float8 in seconds
--- $5 the same for all of them, whatever anybody says, float8 in seconds (null: no)
+-- $5 the same for all of them, whatever anybody says, float8 in seconds (null: no) · $6 only that name text (null: all)
 -- is_recent: nothing that is as young as this, or younger, can be over for long enough.
 WITH chunk AS MATERIALIZED (
     SELECT id, name, created_at
@@ -276,7 +276,8 @@ WITH chunk AS MATERIALIZED (
 )
 SELECT chunk.id,
        chunk.created_at > perdure.now() - pg_catalog.make_interval(secs => (SELECT seconds FROM shortest)) AS is_recent,
-       COALESCE(
+       ($6::text IS NULL OR chunk.name = $6::text)
+       AND COALESCE(
            (SELECT created_at FROM perdure.checkpoints
             WHERE shard = $1::int4 AND workflow_id = chunk.id AND key = '$result')
            <= perdure.now() - pg_catalog.make_interval(secs => COALESCE(
@@ -373,6 +374,8 @@ SELECT id FROM opened;
 WITH woken AS (
     DELETE FROM perdure.waits
     WHERE shard = $1::int4 AND workflow_id = ANY ($2::uuid[]) AND waiting_for = 'operator'
+      AND (SELECT pg_catalog.count(*) FROM perdure.checkpoints AS park
+           WHERE park.shard = $1::int4 AND park.workflow_id = waits.workflow_id AND park.kind = 'park') = 0
     RETURNING workflow_id, queue, name, priority, partition, enqueued_at, started_at, epoch, recoveries, stalls,
               deadline, version
 ), back AS (

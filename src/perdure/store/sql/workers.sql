@@ -14,9 +14,11 @@ ON CONFLICT (shard, id) DO NOTHING;
 
 -- :name heartbeat
 -- The lease of a worker goes on. Its thread, a few times a lease. No row: the lease is lost, and nothing revives it.
+-- Where the clock was set back it has been held since now: what lies in the future says nothing.
 -- $1 shard int4 · $2 id uuid
 UPDATE perdure.worker_rows
 SET heartbeat_at = perdure.now(),
+    held_since = LEAST(held_since, perdure.now()),
     expires_at = perdure.now() + pg_catalog.make_interval(secs => lease_seconds)
 WHERE shard = $1::int4 AND id = $2::uuid AND status = 'live' AND expires_at > perdure.now()
 RETURNING (SELECT ARRAY[pg_catalog.count(*), COALESCE(pg_catalog.sum(wakes), 0)::int8] FROM perdure.queue_entries
@@ -33,15 +35,26 @@ WHERE shard = $1::int4 AND id = $2::uuid AND status = 'live';
 -- :name bury
 -- live -> dead, for workers whose lease ran out. Any worker whose own lease has been unbroken for one lease: after an
 -- outage nobody is declared dead for having been cut off too.
+-- A lease that ends later than one that begins now was written before the clock was set back. Who is alive has written a
+-- new one, once the longer of the two leases has passed since then.
 -- $1 shard int4 · $2 id uuid of who does it
 UPDATE perdure.worker_rows
 SET status = 'dead', ended_at = perdure.now()
-WHERE shard = $1::int4 AND status = 'live' AND expires_at <= perdure.now()
+WHERE shard = $1::int4 AND status = 'live'
   AND id = ANY (ARRAY(
-      SELECT id FROM perdure.worker_rows
-      WHERE shard = $1::int4 AND status = 'live' AND expires_at <= perdure.now()
-      ORDER BY id
+      SELECT worker.id
+      FROM perdure.worker_rows AS worker
+      WHERE worker.shard = $1::int4 AND worker.status = 'live'
+        AND (worker.expires_at <= perdure.now()
+             OR worker.expires_at > perdure.now() + pg_catalog.make_interval(secs => worker.lease_seconds)
+                AND EXISTS (
+                    SELECT 1 FROM perdure.worker_rows AS me
+                    WHERE me.shard = $1::int4 AND me.id = $2::uuid
+                      AND me.held_since + pg_catalog.make_interval(secs => worker.lease_seconds) <= perdure.now()))
+      ORDER BY worker.id
       FOR UPDATE SKIP LOCKED))
+  AND (expires_at <= perdure.now()
+       OR expires_at > perdure.now() + pg_catalog.make_interval(secs => lease_seconds))
   AND EXISTS (
       SELECT 1 FROM perdure.worker_rows AS me
       WHERE me.shard = $1::int4 AND me.id = $2::uuid AND me.status = 'live' AND me.expires_at > perdure.now()

@@ -302,7 +302,7 @@ SELECT timer.workflow_id, pg_catalog.regexp_replace(timer.key, '#t$', ''),
        'sleep'::text, NULL::int4, 'waiting'::text, NULL::jsonb, NULL::jsonb, 1, timer.created_at, NULL::timestamptz,
        timer.created_at, timer.worker_id, timer.epoch, timer.version, timer.wake_at
 FROM perdure.checkpoints AS timer
-WHERE timer.shard = 1 AND timer.kind = 'timer'
+WHERE timer.shard = 1 AND timer.kind = 'timer' AND timer.key NOT LIKE '$%'
   AND NOT EXISTS (SELECT 1 FROM perdure.checkpoints AS outcome
                   WHERE outcome.shard = 1 AND outcome.workflow_id = timer.workflow_id
                     AND outcome.key = pg_catalog.regexp_replace(timer.key, '#t$', ''))

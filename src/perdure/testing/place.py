@@ -1,0 +1,60 @@
+"""Where a test runs: a schema of its own, on the embedded server or on one that is named for tests.
+
+`PERDURE_DATABASE_URL` isn't asked: it may name a database that matters.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from uuid import uuid4
+
+import psycopg
+from psycopg import sql
+
+from perdure import embedded
+
+DATABASE_URL = "PERDURE_TEST_DATABASE_URL"
+_PREFIX = "perdure_test_"
+_FORGOTTEN_SECONDS = 86_400
+_swept: set[str] = set()
+
+
+def server_url() -> str:
+    """The server for tests: `PERDURE_TEST_DATABASE_URL`, else the project's embedded one, which is up then."""
+    return os.environ.get(DATABASE_URL) or embedded.embedded_url()
+
+
+def new_schema() -> str:
+    """A name that no other test has; it says when it was made."""
+    return f"{_PREFIX}{int(time.time()):x}_{uuid4().hex[:10]}"
+
+
+async def drop(url: str, schema: str) -> None:
+    """Delete a test's schema, with all that is in it."""
+    async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
+        await connection.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(schema)))
+
+
+async def sweep(url: str) -> None:
+    """Delete what tests that were killed have left behind, a day ago or more; once a process and server."""
+    if url in _swept:
+        return
+    _swept.add(url)
+    async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
+        cursor = await connection.execute(
+            "SELECT nspname FROM pg_catalog.pg_namespace WHERE nspname LIKE 'perdure\\_test\\_%'"
+        )
+        for (schema,) in await cursor.fetchall():
+            if _age(schema) > _FORGOTTEN_SECONDS:
+                await drop(url, schema)
+        await asyncio.sleep(0)
+
+
+def _age(schema: str) -> float:
+    made = schema.removeprefix(_PREFIX).partition("_")[0]
+    try:
+        return time.time() - int(made, 16)
+    except ValueError:
+        return 0.0

@@ -1,0 +1,159 @@
+"""Export and import: a workflow as JSON, out of one schema and into another."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import json
+from collections.abc import AsyncIterator, Callable
+from datetime import timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+
+from acceptance.support import SOON
+from perdure import App, KeyConflict, Retry, SerializationError, Status, WorkflowNotFound, sleep, step, telemetry
+
+Sql = Callable[..., list[Any]]
+
+
+class Program:
+    """The same code in both places."""
+
+    def __init__(self) -> None:
+        self.ran: list[str] = []
+        self.repaired = False
+        self.asleep_for = timedelta(days=1)
+
+    def declare(self, app: App) -> Any:
+        program = self
+
+        @step
+        async def charge(order: str) -> str:
+            program.ran.append("charge")
+            return f"payment for {order}"
+
+        @step(retry=Retry(max_attempts=2, initial=timedelta(0)), on_exhausted="park")
+        async def ship(order: str) -> str:
+            program.ran.append("ship")
+            if not program.repaired:
+                raise ValueError("no truck")
+            return f"shipped {order}"
+
+        @app.workflow
+        async def order(name: str, how: str) -> list[str]:
+            paid = await charge(name)
+            if how == "fails":
+                raise ValueError("lost")
+            if how == "sleeps":
+                await sleep(program.asleep_for)
+            return [paid, await ship(name)] if how == "parks" else [paid]
+
+        return order
+
+
+@pytest.fixture
+async def elsewhere(database_url: str) -> AsyncIterator[App]:
+    async with App("tests", database_url=database_url, schema=f"test_{uuid4().hex[:12]}") as app:
+        yield app
+
+
+@pytest.mark.parametrize(("how", "status"), [("succeeds", Status.SUCCESS), ("fails", Status.ERROR)])
+async def test_what_has_ended_is_the_same_there(app: App, elsewhere: App, how: str, status: Status) -> None:
+    order = Program().declare(app)
+    async with app.worker():
+        handle = await app.start(order("ü 漢 🚚", how), key="k", attributes={"tenant": "acme"}, priority=3)
+        await asyncio.wait({asyncio.ensure_future(handle.result(timeout=SOON))})
+    exported = json.loads(json.dumps(await app.export(handle.id)))
+    imported = await elsewhere.import_(exported)
+    here, there = await handle.describe(), await imported.describe()
+    assert (imported.id, there.status) == (handle.id, status)
+    for field in (
+        "name",
+        "key",
+        "queue",
+        "priority",
+        "input",
+        "output",
+        "error",
+        "attributes",
+        "created_at",
+        "version",
+    ):
+        assert getattr(there, field) == getattr(here, field), field
+    steps = [(each.key, each.status, each.output, each.error, each.attempts) for each in await handle.steps()]
+    assert [(each.key, each.status, each.output, each.error, each.attempts) for each in await imported.steps()] == steps
+    found = await elsewhere.find("order", key="k")
+    assert found is not None
+    assert found.id == handle.id
+
+
+@pytest.mark.parametrize("how", ["sleeps", "parks"])
+async def test_what_has_not_ended_waits_for_an_operator_and_goes_on_from_its_checkpoints(
+    app: App, elsewhere: App, events: Any, how: str
+) -> None:
+    program = Program()
+    order = program.declare(app)
+    async with app.worker():
+        handle = await app.start(order("x", how))
+        await events.wait_for(telemetry.WorkflowSuspended)
+    program.ran.clear()
+    exported = await app.export(handle.id)
+    for checkpoint in exported["checkpoints"]:
+        checkpoint["wake_at"] = checkpoint["wake_at"] and "2000-01-01T00:00:00+00:00"  # by now it is due
+    program.declare(elsewhere)
+    imported = await elsewhere.import_(exported)
+    info = await imported.describe()
+    assert (info.status, info.waiting_for) == (Status.WAITING, "operator")
+    program.repaired = True
+    async with elsewhere.worker():
+        await imported.resume()
+        result = await imported.result(timeout=SOON)
+    assert result == (["payment for x", "shipped x"] if how == "parks" else ["payment for x"])
+    assert "charge" not in program.ran, "what was recorded doesn't run again"
+    assert (await handle.describe()).status is Status.WAITING, "the original is as it was"
+
+
+async def test_what_is_there_or_whose_key_is_taken_is_refused(app: App, elsewhere: App) -> None:
+    order = Program().declare(app)
+    handle = await app.start(order("x", "sleeps"), key="k", delay=timedelta(days=1))
+    exported = await app.export(handle.id)
+    with pytest.raises(KeyConflict):
+        await app.import_(exported)
+    program_there = Program().declare(elsewhere)
+    await elsewhere.start(program_there("y", "sleeps"), key="k", delay=timedelta(days=1))
+    with pytest.raises(KeyConflict):
+        await elsewhere.import_(exported)
+    with pytest.raises(WorkflowNotFound):
+        await elsewhere.export(handle.id)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda it: it.pop("workflow"),
+        lambda it: it.pop("checkpoints"),
+        lambda it: it.update(perdure=99),
+        lambda it: it["workflow"].update(id="no id"),
+        lambda it: it["workflow"].update(created_at="yesterday"),
+        lambda it: it["workflow"].update(priority="high"),
+        lambda it: it["workflow"].update(name=None),
+        lambda it: it["checkpoints"][0].update(kind="spell"),
+        lambda it: it["checkpoints"][0].update(position=2**40),
+        lambda it: it["checkpoints"][0].update(key=None),
+        lambda it: it["checkpoints"].append(it["checkpoints"][0]),
+        lambda it: it.update(checkpoints="none"),
+    ],
+)
+async def test_what_is_no_export_is_refused_and_leaves_nothing(
+    app: App, elsewhere: App, database_url: str, spoil: Callable[[Any], object]
+) -> None:
+    order = Program().declare(app)
+    handle = await app.start(order("x", "succeeds"), delay=timedelta(days=1))
+    exported = copy.deepcopy(dict(await app.export(handle.id)))
+    spoil(exported)
+    with pytest.raises(SerializationError, match="give what 'perdure workflow export' wrote"):
+        await elsewhere.import_(exported)
+    with pytest.raises(WorkflowNotFound):
+        await elsewhere.handle(UUID(str(handle.id))).status()

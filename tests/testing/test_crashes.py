@@ -1,0 +1,195 @@
+"""The crash explorer: each durable boundary, in the process and with SIGKILL."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any
+
+import psycopg
+import pytest
+
+from perdure import App, Handle, Retry, now, random, sleep, step, timeout, uuid4
+from perdure.testing import CrashFailure, TestBed
+
+from . import flows
+
+Bed = Callable[..., TestBed]
+DAY = timedelta(days=1)
+
+
+async def test_every_boundary_is_tried_and_what_ran_twice_is_named(bed: Bed) -> None:
+    async with bed(flows.app) as kit:
+        report = await kit.crash_everywhere(flows.checkout(1))
+    assert report.boundaries[:4] == (
+        "before step 'charge' (attempt 1)",
+        "after step 'charge' (attempt 1)",
+        "before commit 1",
+        "after commit 1",
+    )
+    assert {"before step 'send_receipt' (attempt 1)", "after step 'send_receipt' (attempt 1)"} <= set(report.boundaries)
+    assert report.reran == ("charge",)
+    assert str(report).endswith("bodies that ran twice, and aren't declared idempotent: charge")
+
+
+async def test_sigkill_shows_the_same(bed: Bed) -> None:
+    async with bed(flows.app) as kit:
+        report = await kit.crash_everywhere(flows.checkout(1), kill=True)
+        assert await kit.run(flows.checkout(2)) == "payment-2", "the kit has its worker again"
+    assert report.reran == ("charge",)
+    assert len(report.boundaries) >= 8
+
+
+async def test_a_workflow_with_all_that_there_is_comes_to_the_same_end(bed: Bed, database_url: str) -> None:
+    app = App("everything")
+
+    @asynccontextmanager
+    async def connection() -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+        async with await psycopg.AsyncConnection.connect(database_url) as opened:
+            yield opened
+
+    @step
+    async def echo(name: str) -> str:
+        return name
+
+    @step(retry=Retry(max_attempts=3, initial=timedelta(hours=1)))
+    async def flaky(name: str) -> str:
+        from perdure import current
+
+        if current().attempt < 3:
+            raise ValueError("not yet")
+        return name
+
+    @app.transaction(using=connection)
+    async def count(opened: psycopg.AsyncConnection[Any]) -> int:
+        cursor = await opened.execute("SELECT 41 + 1")
+        row = await cursor.fetchone()
+        assert row is not None
+        return int(row[0])
+
+    @step(pure=True)
+    def double(number: int) -> int:
+        return number * 2
+
+    @app.workflow
+    async def flow() -> list[Any]:
+        uuid4(), random().random(), now()
+        first = await asyncio.gather(echo("a"), flaky("b"), count(), double(4))
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(echo(name)) for name in "cd"]
+        try:
+            async with timeout(DAY):
+                await sleep(2 * DAY)
+        except TimeoutError:
+            first.append("late")
+        return [*first, *(task.result() for task in tasks)]
+
+    async with bed(app) as kit:
+        assert await kit.run(flow()) == ["a", "b", 42, 8, "late", "c", "d"]
+        report = await kit.crash_everywhere(flow())
+    assert set(report.reran) == {"echo", "flaky"}, "pure and transactional steps may run again"
+    assert len(report.boundaries) > 20
+
+
+async def test_a_failure_and_a_workflow_that_is_tried_again_come_to_the_same_end(bed: Bed) -> None:
+    app = App("failing")
+
+    @step(idempotent=True)
+    async def fail() -> None:
+        raise ValueError("always")
+
+    @app.workflow(retry=Retry(max_attempts=2, initial=DAY))
+    async def flow() -> None:
+        await fail()
+
+    async with bed(app) as kit:
+        report = await kit.crash_everywhere(flow())
+    assert report.reran == ()
+    assert report.boundaries.count("before step 'fail' (attempt 1)") == 2
+
+
+async def test_a_cancellation_with_its_clean_up_comes_to_the_same_end(bed: Bed) -> None:
+    app = App("cancelled")
+
+    @step(idempotent=True)
+    async def reserve() -> str:
+        return "12A"
+
+    @step(idempotent=True)
+    async def release(seat: str) -> None: ...
+
+    @app.workflow
+    async def book() -> None:
+        seat = await reserve()
+        try:
+            await sleep(DAY)
+        except asyncio.CancelledError:
+            await release(seat)
+            await release(seat)
+            raise
+
+    async with bed(app) as kit:
+
+        async def cancel(handle: Handle[Any]) -> None:
+            await kit.idle()
+            await handle.cancel(reason="changed my mind")
+
+        report = await kit.crash_everywhere(book(), drive=cancel)
+    assert "before step 'release#2' (attempt 1)" in report.boundaries
+
+
+async def test_a_workflow_that_a_crash_changes_is_found(bed: Bed) -> None:
+    app, began = App("unsafe"), 0
+
+    @step
+    async def echo(number: int) -> int:
+        return number
+
+    @app.workflow
+    async def flow() -> int:
+        nonlocal began
+        began += 1  # plain code runs once for each run: this counts crashes
+        await echo(1)
+        return began % 2
+
+    async with bed(app) as kit:
+        with pytest.raises(CrashFailure, match=r"crashed .*: it ended with [01]; without a crash with [01]"):
+            await kit.crash_everywhere(flow())
+
+
+async def test_what_differs_each_time_can_be_compared_otherwise(bed: Bed) -> None:
+    app = App("ids")
+
+    @app.workflow
+    async def flow() -> str:
+        return str(uuid4())
+
+    async with bed(app) as kit:
+        with pytest.raises(CrashFailure):
+            await kit.crash_everywhere(flow())
+        report = await kit.crash_everywhere(flow(), same=lambda one, other: len(one) == len(other))
+    assert report.boundaries == ("before commit 1", "after commit 1")
+
+
+async def test_too_many_boundaries_are_said(bed: Bed) -> None:
+    async with bed(flows.app) as kit:
+        with pytest.raises(CrashFailure, match="more than 3 boundaries; try a smaller case, or set most="):
+            await kit.crash_everywhere(flows.checkout(1), most=3)
+
+
+async def test_what_another_process_cannot_do_is_refused(bed: Bed) -> None:
+    app = App("local")
+
+    @app.workflow
+    async def flow() -> None: ...
+
+    async def drive(handle: Handle[Any]) -> None: ...
+
+    async with bed(app) as kit:
+        with pytest.raises(ValueError, match="make the app the global of a module that can be imported"):
+            await kit.crash_everywhere(flow(), kill=True)
+    async with bed(flows.app) as kit:
+        with pytest.raises(ValueError, match=r"takes no drive="):
+            await kit.crash_everywhere(flows.checkout(1), kill=True, drive=drive)
