@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
+import re
 import time
 from uuid import uuid4
 
@@ -17,6 +17,8 @@ from perdure import embedded
 
 DATABASE_URL = "PERDURE_TEST_DATABASE_URL"
 _PREFIX = "perdure_test_"
+_NAME = re.compile(rf"{_PREFIX}([0-9a-f]{{8}})_[0-9a-f]{{10}}")
+"""The whole name: one that only begins like it is a user's own."""
 _FORGOTTEN_SECONDS = 86_400
 _swept: set[str] = set()
 
@@ -47,14 +49,6 @@ async def sweep(url: str) -> None:
             "SELECT nspname FROM pg_catalog.pg_namespace WHERE nspname LIKE 'perdure\\_test\\_%'"
         )
         for (schema,) in await cursor.fetchall():
-            if _age(schema) > _FORGOTTEN_SECONDS:
+            made = _NAME.fullmatch(schema)
+            if made is not None and time.time() - int(made[1], 16) > _FORGOTTEN_SECONDS:
                 await drop(url, schema)
-        await asyncio.sleep(0)
-
-
-def _age(schema: str) -> float:
-    made = schema.removeprefix(_PREFIX).partition("_")[0]
-    try:
-        return time.time() - int(made, 16)
-    except ValueError:
-        return 0.0
