@@ -41,7 +41,7 @@ def build(url: str, schema: str, notes: Path, version: str) -> App:
     @step
     async def work(ordinal: int) -> int:
         note(notes, f"work {ordinal}")
-        await asyncio.sleep(0.002)
+        await asyncio.sleep(0.03)
         return ordinal
 
     @step(match="name")
