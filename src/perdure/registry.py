@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 from collections.abc import Iterable
 from types import ModuleType
@@ -72,7 +73,7 @@ class Registry:
         steps: dict[str, Step[..., Any]] = {}
         for step in (step for module in modules.values() for step in _of(module, Step)):
             other = steps.setdefault(step.name, step)
-            if other.fn is not step.fn:
+            if inspect.unwrap(other.fn) is not inspect.unwrap(step.fn):
                 raise DuplicateName("step", step.name, _place(other), _place(step))
         return steps
 

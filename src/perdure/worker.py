@@ -13,7 +13,7 @@ import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -214,10 +214,10 @@ class Worker:
 
     # --- for tests, which put the clock forward ---------------------------------------------------------------------
 
-    def clock_shifted(self, seconds: float) -> None:
+    def clock_shifted(self, now: datetime, to: datetime) -> None:
         """The database's clock was put forward."""
-        self._lease.shift(seconds)
-        self._alarms.shift(seconds)
+        self._lease.put_forward(to)
+        self._alarms.shift((to - now).total_seconds())
         self.look_around()
 
     def look_around(self) -> None:
@@ -229,7 +229,8 @@ class Worker:
     def is_at_rest(self) -> bool:
         """Whether nothing that it holds can go on by itself: no step runs, nothing is to be written or looked at."""
         return (
-            self._executor.is_at_rest
+            self._lease.is_valid
+            and self._executor.is_at_rest
             and self._writer.is_idle
             and self._claimer.is_at_rest
             and self._requests.is_at_rest

@@ -24,3 +24,14 @@ async def checkout(order_id: int) -> str:
     await sleep(timedelta(days=1))
     await send_receipt(payment)
     return payment
+
+
+@step
+async def announce() -> None:
+    print('{"an object": "of somebody else"}', end="")
+
+
+@app.workflow
+async def announced() -> str:
+    await announce()
+    return "done"

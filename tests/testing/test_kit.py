@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from random import Random
 from typing import Any
 
 import psycopg
@@ -14,25 +16,38 @@ import pytest
 from perdure import (
     App,
     ForeignAwait,
-    Retry,
-    SerializationError,
     Status,
-    StepFailed,
     WorkflowCancelled,
+    failures,
+    now,
     sleep,
     step,
     telemetry,
+    timeout,
     uuid4,
 )
-from perdure.testing import TestBed, fake
+from perdure.model.keys import CANCEL
+from perdure.store.arrays import Uuids
+from perdure.store.statements import SHARD
+from perdure.testing import TestBed, place
 
 Bed = Callable[..., TestBed]
 DAY = timedelta(days=1)
 SHORT = timedelta(seconds=0.3)
 
 
-async def test_idle_waits_for_steps_of_all_kinds(bed: Bed, ran: list[str]) -> None:
+async def test_idle_waits_for_steps_of_all_kinds(bed: Bed, ran: list[str], database_url: str) -> None:
     app = App("kit")
+
+    @asynccontextmanager
+    async def connection() -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+        async with await psycopg.AsyncConnection.connect(database_url) as opened:
+            yield opened
+
+    @app.transaction(using=connection)
+    async def book(opened: psycopg.AsyncConnection[Any], name: str) -> None:
+        await opened.execute("SELECT pg_sleep(0.01)")
+        ran.append(name)
 
     @step
     async def slow(name: str) -> str:
@@ -53,44 +68,130 @@ async def test_idle_waits_for_steps_of_all_kinds(bed: Bed, ran: list[str]) -> No
 
     @app.workflow
     async def flow() -> None:
-        await asyncio.gather(slow("a"), in_thread("b"), pure("c"))
-        await sleep(DAY)
+        await asyncio.gather(slow("a"), in_thread("b"), pure("c"), book("d"), sleep(DAY))
 
     async with bed(app) as kit:
-        handles = [await app.start(flow()) for _ in range(20)]
+        handles = [await app.start(flow()) for _ in range(10)]
         await kit.idle()
-        assert sorted(ran) == sorted(["a", "b", "c"] * 20)
+        assert sorted(ran) == sorted(["a", "b", "c", "d"] * 10)
         assert {await handle.status() for handle in handles} == {Status.WAITING}
+
+
+async def test_idle_waits_for_the_connection_of_a_step_while_another_task_sleeps(bed: Bed, database_url: str) -> None:
+    app = App("kit")
+    asked, given = asyncio.Event(), asyncio.Event()
+
+    @asynccontextmanager
+    async def connection() -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+        asked.set()
+        await given.wait()
+        async with await psycopg.AsyncConnection.connect(database_url) as opened:
+            yield opened
+
+    @app.transaction(using=connection)
+    async def book(opened: psycopg.AsyncConnection[Any]) -> str:
+        return "booked"
+
+    @app.workflow
+    async def flow() -> str:
+        return (await asyncio.gather(book(), sleep(DAY)))[0]
+
+    async with bed(app) as kit:
+        handle = await app.start(flow())
+        await asked.wait()
+        with pytest.raises(TimeoutError, match=r"not idle within 0.3 s: workflow 'flow' runs, or waits for"):
+            await kit.idle(timeout=SHORT)
+        given.set()
+        assert await kit.finish(handle) == "booked"
 
 
 async def test_nothing_moves_after_idle_until_the_clock_does(bed: Bed) -> None:
     app = App("kit")
 
     @step
-    async def mark() -> None:
+    async def effect() -> None:
         await asyncio.sleep(0)
 
-    @app.workflow
-    async def flow(number: int) -> None:
-        async def branch(seconds: float) -> None:
-            for _ in range(3):
-                await mark()
-                await sleep(timedelta(seconds=seconds))
+    @step
+    def in_thread() -> None: ...
 
-        await asyncio.gather(branch(0.2), branch(5), branch(0.7 + number))
+    @step(pure=True)
+    async def pure() -> None: ...
+
+    async def late() -> None:
+        try:
+            async with timeout(timedelta(seconds=0.3)):
+                await sleep(timedelta(seconds=1))
+        except TimeoutError:
+            await pure()
+
+    @app.workflow
+    async def flow(seed: int) -> None:
+        chance = Random(seed)
+
+        async def branch() -> None:
+            for _ in range(chance.randrange(2, 6)):
+                match chance.randrange(6):
+                    case 0:
+                        await effect()
+                    case 1:
+                        await in_thread()
+                    case 2:
+                        await sleep(timedelta(seconds=chance.choice([0, 0.001, 0.2, 0.9, 1.5, 60])))
+                    case 3:
+                        await asyncio.gather(effect(), pure(), effect())
+                    case 4:
+                        await late()
+                    case _:
+                        await asyncio.create_task(pure())
+                        uuid4(), now()
+
+        await asyncio.gather(branch(), branch(), branch())
 
     async with bed(app) as kit:
-        for number in range(12):
-            await app.start(flow(number))
-        moved: list[telemetry.Event] = []
-        for _ in range(15):
+        handles = await app.start_many([flow(seed) for seed in range(30)])
+        for _ in range(100):
             await kit.idle()
+            moved: list[telemetry.Event] = []
             unsubscribe = telemetry.subscribe(moved.append)
             async with app.session().database.connection() as connection:
-                await connection.execute("SELECT pg_sleep(0.02)")  # real time passes
+                await connection.execute("SELECT pg_sleep(0.01)")  # real time passes
             unsubscribe()
-            assert [event for event in moved if isinstance(event, telemetry.StepStarted)] == []
-            await kit.clock.advance(timedelta(seconds=0.25), settle=False)
+            assert moved == []
+            due = await kit.clock.next_due()
+            if due is None:
+                break
+            await kit.clock.advance(due - await kit.clock.now(), settle=False)
+        assert {await handle.status() for handle in handles} == {Status.SUCCESS}
+
+
+async def test_it_is_idle_while_short_waits_have_all_slots(bed: Bed) -> None:
+    app = App("kit")
+
+    @app.workflow
+    async def flow() -> None:
+        await sleep(timedelta(seconds=0.5))
+
+    async with bed(app, concurrency=1) as kit:
+        handles = [await app.start(flow()) for _ in range(3)]
+        await kit.idle()
+        assert sorted([await handle.status() for handle in handles]) == [Status.PENDING] * 2 + [Status.RUNNING]
+        await kit.clock.advance(timedelta(seconds=1.5))
+        assert {await handle.status() for handle in handles} == {Status.SUCCESS}
+
+
+async def test_a_queue_that_is_paused_is_at_rest(bed: Bed) -> None:
+    app = App("kit")
+
+    @app.workflow(queue="paused")
+    async def flow() -> None: ...
+
+    async with bed(app) as kit:
+        async with app.session().database.connection() as connection:
+            await connection.execute(f"INSERT INTO \"{kit.schema}\".queue_rows VALUES (1, 'paused', true, now())")
+        handle = await app.start(flow())
+        await kit.idle()
+        assert await handle.status() is Status.PENDING
 
 
 async def test_idle_says_what_goes_on(bed: Bed) -> None:
@@ -134,6 +235,24 @@ async def test_idle_waits_for_what_a_cancellation_sets_going(bed: Bed, ran: list
             await kit.finish(handle)
 
 
+async def test_idle_finds_what_a_workflow_was_woken_for_without_being_told(bed: Bed) -> None:
+    app = App("kit")
+
+    @app.workflow
+    async def flow() -> None:
+        await sleep(timedelta(seconds=0.5))
+
+    async with bed(app) as kit:
+        handle = await app.start(flow())
+        await kit.idle()
+        said, result = json.dumps({"reason": "elsewhere"}), failures.record(WorkflowCancelled("elsewhere"))
+        await app.session().database.attempt(
+            "cancel", SHARD, Uuids([handle.id]), CANCEL, said, None, "cancelled", result
+        )
+        await kit.idle()
+        assert await handle.status() is Status.CANCELLED
+
+
 async def test_finish_says_what_no_clock_brings(bed: Bed) -> None:
     app = App("kit")
 
@@ -150,6 +269,55 @@ async def test_finish_says_what_no_clock_brings(bed: Bed) -> None:
             await kit.run(flow())
 
 
+async def test_finish_gives_up_on_what_does_not_come_to_rest(bed: Bed) -> None:
+    app = App("kit")
+
+    @step
+    async def hang() -> None:
+        await asyncio.Event().wait()
+
+    @app.workflow
+    async def flow() -> None:
+        await sleep(DAY)
+        await hang()
+
+    async with bed(app) as kit:
+        handle = await app.start(flow())
+        with pytest.raises(TimeoutError, match=r"not idle within 0.3 s: workflow 'flow' runs step 'hang'"):
+            await kit.finish(handle, timeout=SHORT)
+
+
+async def test_finish_gives_up_on_what_goes_on_for_ever(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("perdure.testing.kit._MOST_MOVES", 3)
+    app = App("kit")
+
+    @app.workflow
+    async def flow() -> None:
+        while True:
+            await sleep(DAY)
+
+    async with bed(app) as kit:
+        with pytest.raises(
+            TimeoutError, match=r"'flow' is still waiting at .*, after 3 moves of the clock; if it goes"
+        ):
+            await kit.run(flow())
+
+
+async def test_finish_raises_what_the_workflow_failed_with(bed: Bed) -> None:
+    class Refused(Exception): ...
+
+    app = App("kit", errors=[Refused])
+
+    @app.workflow
+    async def flow() -> None:
+        await sleep(DAY)
+        raise Refused("no funds")
+
+    async with bed(app) as kit:
+        with pytest.raises(Refused, match="no funds"):
+            await kit.run(flow())
+
+
 async def test_foreign_awaits_are_errors_in_a_test(bed: Bed) -> None:
     app = App("kit")
 
@@ -160,6 +328,42 @@ async def test_foreign_awaits_are_errors_in_a_test(bed: Bed) -> None:
     async with bed(app) as kit:
         with pytest.raises(ForeignAwait, match=r"asyncio\.sleep"):
             await kit.run(flow())
+
+
+async def test_foreign_timers_are_still_found_after_a_replay_and_another_kit(bed: Bed) -> None:
+    app, other = App("kit"), App("other")
+
+    @app.workflow
+    async def hasty() -> None:
+        await asyncio.sleep(0.001)  # over before anybody looks at what lasts
+
+    @other.workflow
+    async def nothing() -> str:
+        return "done"
+
+    async with bed(app) as kit:
+        async with bed(other) as other_kit:
+            handle = await other.start(nothing())
+            assert await other_kit.finish(handle) == "done"
+            await other_kit.replay(handle)
+        with pytest.raises(ForeignAwait, match=r"asyncio\.sleep"):
+            await kit.run(hasty())
+
+
+async def test_the_second_of_two_kits_may_outlive_the_first(bed: Bed) -> None:
+    app, other = App("kit"), App("other")
+
+    @other.workflow
+    async def hasty() -> None:
+        await asyncio.sleep(0.001)
+
+    first, second = bed(app), bed(other)
+    await first.__aenter__()
+    kit = await second.__aenter__()
+    await first.__aexit__(None, None, None)
+    with pytest.raises(ForeignAwait):
+        await kit.run(hasty())
+    await second.__aexit__(None, None, None)
 
 
 async def test_a_crash_loses_what_was_not_durable_and_nothing_else(bed: Bed, ran: list[str]) -> None:
@@ -210,120 +414,6 @@ async def test_a_workflow_waits_while_there_is_no_worker(bed: Bed) -> None:
         assert await kit.finish(handle) == "done"
 
 
-# --- stand-ins --------------------------------------------------------------------------------------------------------
-
-
-class Shop:
-    @step
-    async def charge(self, cents: int) -> int:
-        raise AssertionError("the real bank")
-
-
-@step
-def charge(cents: int) -> int:
-    raise AssertionError("the real bank")
-
-
-async def test_a_fake_returns_raises_or_calls_and_knows_its_calls(bed: Bed) -> None:
-    app = App("kit", errors=[KeyError])
-
-    @app.workflow
-    async def flow(cents: int) -> int:
-        return await charge(cents)
-
-    async with bed(app) as kit:
-        with kit.fake(charge, returns=7) as returning:
-            assert await kit.run(flow(1)) == 7
-        assert [(call.args, call.kwargs) for call in returning.calls] == [((1,), {})]
-        with kit.fake(charge, raises=KeyError("no funds")), pytest.raises(KeyError):
-            await kit.run(flow(2))
-        with kit.fake(charge, calls=lambda cents: cents * 2):
-            assert await kit.run(flow(3)) == 6
-
-        async def later(cents: int) -> int:
-            await asyncio.sleep(0)
-            return cents * 3
-
-        with kit.fake(charge, calls=later):
-            assert await kit.run(flow(4)) == 12
-
-
-async def test_a_fake_ends_with_its_block_and_with_the_kit(bed: Bed) -> None:
-    app = App("kit")
-    real = charge.fn
-
-    @app.workflow
-    async def flow() -> int:
-        return await charge(1)
-
-    async with bed(app) as kit:
-        kit.fake(charge, returns=1)
-        with kit.fake(charge, returns=2):
-            assert await kit.run(flow()) == 2
-        assert await kit.run(flow()) == 1
-    assert (charge.fn, charge.is_async) == (real, False)
-
-
-async def test_a_fake_is_tried_again_and_checked_like_the_step(bed: Bed) -> None:
-    app = App("kit")
-
-    @step(retry=Retry(max_attempts=3, initial=DAY))
-    async def flaky() -> int:
-        raise AssertionError("the real one")
-
-    @app.workflow
-    async def flow() -> int:
-        return await flaky()
-
-    async with bed(app) as kit:
-        with kit.fake(flaky, raises=OSError("away")) as failing, pytest.raises(OSError, match="away"):
-            await kit.run(flow())
-        assert len(failing.calls) == 3
-        with kit.fake(flaky, returns="no number"), pytest.raises((SerializationError, StepFailed)):
-            await kit.run(flow())
-
-
-async def test_a_method_is_faked_with_its_instance(bed: Bed) -> None:
-    app, shop = App("kit"), Shop()
-
-    @app.workflow
-    async def flow() -> int:
-        return await shop.charge(5)
-
-    async with bed(app) as kit:
-        faked = kit.fake(Shop.charge, returns=5)
-        assert await kit.run(flow()) == 5
-    assert faked.calls[0].args == (shop, 5)
-
-
-async def test_a_faked_transactional_step_needs_no_connection(bed: Bed) -> None:
-    app = App("kit")
-
-    @asynccontextmanager
-    async def nowhere() -> AsyncIterator[psycopg.AsyncConnection[Any]]:
-        raise AssertionError("no connection is wanted")
-        yield  # type: ignore[unreachable]
-
-    @app.transaction(using=nowhere)
-    async def book(connection: psycopg.AsyncConnection[Any], cents: int) -> int:
-        return cents
-
-    @app.workflow
-    async def flow() -> int:
-        return await book(9)
-
-    async with bed(app) as kit:
-        faked = kit.fake(book, calls=lambda cents: cents + 1)
-        assert await kit.run(flow()) == 10
-    assert faked.calls[0].args == (9,)
-    assert book.transaction is not None
-
-
-def test_a_fake_does_one_thing() -> None:
-    with pytest.raises(TypeError, match=r"fake\(charge\) takes one of returns=, raises= and calls="):
-        fake(charge, returns=1, raises=ValueError())
-
-
 # --- what is left -----------------------------------------------------------------------------------------------------
 
 
@@ -367,3 +457,63 @@ async def test_two_apps_have_a_clock_each(bed: Bed) -> None:
         await second_kit.idle()
         assert await handles[1].status() is Status.WAITING
         assert await second_kit.finish(handles[1]) == "second"
+
+
+async def test_one_app_can_be_tested_again_and_again(bed: Bed) -> None:
+    app = App("kit")
+
+    @app.workflow
+    async def flow() -> str:
+        return "done"
+
+    schemas = set[str]()
+    for _ in range(2):
+        async with bed(app) as kit:
+            schemas.add(kit.schema)
+            assert await kit.run(flow(), key="the same") == "done"
+            assert len([each async for each in app.workflows()]) == 1
+    assert len(schemas) == 2
+
+
+async def test_blocking_verbs_in_a_thread_meet_the_same_workflows(bed: Bed) -> None:
+    app = App("kit")
+
+    @app.workflow
+    async def flow() -> str:
+        await sleep(DAY)
+        return "done"
+
+    async with bed(app) as kit:
+        handle = await asyncio.to_thread(app.blocking.start, flow())
+        await kit.clock.advance(DAY)
+        assert await asyncio.to_thread(handle.result) == "done"
+    assert app.sessions() == []
+
+
+async def test_a_transaction_that_was_left_open_is_told(
+    bed: Bed, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(place, "_LOCK_TIMEOUT", "100ms")
+    async with await psycopg.AsyncConnection.connect(database_url) as left_open:
+        with pytest.raises(TimeoutError, match="a transaction that uses it is still open; end it within the block"):
+            async with bed(App("kit")) as kit:
+                await left_open.execute(f'SELECT * FROM "{kit.schema}".workflow_rows')
+    await place.drop(database_url, kit.schema)
+
+
+async def test_schemas_of_tests_that_were_killed_are_swept_and_no_others(
+    bed: Bed, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forgotten, recent, mine = f"perdure_test_{1:08x}_0123456789", place.new_schema(), "perdure_test_cafe"
+    async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as connection:
+        for schema in (forgotten, recent, mine):
+            await connection.execute(f'CREATE SCHEMA "{schema}"')
+        monkeypatch.setattr(place, "_swept", set[str]())
+        async with bed(App("kit")):
+            pass
+        cursor = await connection.execute(
+            "SELECT nspname FROM pg_namespace WHERE nspname = ANY (%s) ORDER BY 1", ([forgotten, recent, mine],)
+        )
+        assert {row[0] for row in await cursor.fetchall()} == {recent, mine}
+        for schema in (recent, mine):
+            await connection.execute(f'DROP SCHEMA "{schema}"')

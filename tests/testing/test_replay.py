@@ -3,18 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from perdure import App, ReplayMismatch, UnknownWorkflow, now, patched, sleep, step
+from perdure import (
+    App,
+    ReplayMismatch,
+    Retry,
+    Status,
+    UnknownWorkflow,
+    WorkflowNotFound,
+    as_completed,
+    current,
+    now,
+    patched,
+    random,
+    sleep,
+    step,
+    timeout,
+    uuid4,
+)
+from perdure.model.ids import new_id
 from perdure.model.replay import Verdict
 from perdure.testing import TestBed
 
 Bed = Callable[..., TestBed]
 DAY = timedelta(days=1)
+HOUR = timedelta(hours=1)
 
 
 class Code:
@@ -81,20 +100,21 @@ async def test_a_finished_and_an_unfinished_one_match_and_nothing_runs_or_is_wri
 @pytest.mark.parametrize(
     ("edit", "recorded", "asked"),
     [
-        ("other step", "step 'weigh'", ""),
+        ("other step", "step 'weigh'", "step 'label'"),
         ("arguments", "step 'weigh'", "step 'weigh' with other arguments"),
         ("new step", "step 'weigh'", "step 'stamp'"),
-        ("removed step", "step 'label'", ""),
+        ("removed step", "step 'label'", "nothing there"),
         ("result", 'the result "shipped 1"', 'the result "changed"'),
         ("raises", 'the result "shipped 1"', "builtins.ValueError: new"),
         ("foreign", 'the result "shipped 1"', "perdure.errors.ForeignAwait"),
-        ("stands still", 'the result "shipped 1"', "error: it doesn't come to rest within 1 s; it waits at "),
+        ("stands still", 'the result "shipped 1"', "error: it doesn't come to rest within 0.2 s; it waits at "),
     ],
 )
 async def test_code_that_takes_another_path_is_shown(
     bed: Bed, ran: list[str], monkeypatch: pytest.MonkeyPatch, edit: str, recorded: str, asked: str
 ) -> None:
-    monkeypatch.setattr("perdure.engine.replays._PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr("perdure.engine.replays._PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr("perdure.engine.replays._LOOK_SECONDS", 0.05)
     code = Code(ran)
     async with bed(code.app) as kit:
         handle = await code.app.start(code.ship(1))
@@ -151,12 +171,174 @@ async def test_a_workflow_that_the_app_does_not_know_is_named(bed: Bed, ran: lis
             await kit.replay(exported)
 
 
+# --- whatever there is, today's code fits what it has recorded itself -------------------------------------------------
+
+app = App("fits")
+
+
+@step
+async def echo(text: str) -> str:
+    return text
+
+
+@step
+async def fail(text: str) -> None:
+    raise ValueError(text)
+
+
+@step(on_exhausted="park")
+async def park() -> None:
+    raise ValueError("an operator must see to it")
+
+
+@step(retry=Retry(max_attempts=3, initial=HOUR, jitter=0))
+async def flaky(text: str) -> str:
+    if current().attempt < 3:
+        raise ValueError("not yet")
+    return text
+
+
+@app.workflow
+async def tasks() -> list[str]:
+    async def branch(number: int) -> str:
+        await sleep(timedelta(seconds=[0.2, 5, 600][number]))
+        return await echo(str(number))
+
+    async with asyncio.TaskGroup() as group:
+        created = [group.create_task(branch(number)) for number in range(3)]
+    first = [await done async for done in as_completed([branch(number) for number in range(2)])]
+    return [task.result() for task in created] + first
+
+
+@app.workflow
+async def failures() -> list[str]:
+    said = await asyncio.gather(echo("a"), fail("b"), flaky("c"), return_exceptions=True)
+    await sleep(HOUR)
+    return [str(each) for each in said]
+
+
+@app.workflow
+async def limits() -> str:
+    try:
+        async with timeout(HOUR):
+            await flaky("too late")
+    except TimeoutError:
+        await echo("late")
+    async with timeout(DAY):
+        return await flaky("in time")
+
+
+@app.workflow
+async def values() -> str:
+    said = f"{uuid4()} {now()} {random().random()}"
+    await sleep(HOUR)
+    return await echo(said)
+
+
+@app.workflow(retry=Retry(max_attempts=3, initial=HOUR, jitter=0))
+async def tried_again() -> None:
+    await echo("once")
+    await fail("each time")
+
+
+@app.workflow(timeout=HOUR)
+async def too_long() -> None:
+    try:
+        await sleep(DAY)
+    finally:
+        await echo("cleaned")
+        await sleep(DAY)
+
+
+@app.workflow
+async def parks() -> None:
+    await echo("before")
+    await park()
+
+
+@pytest.mark.parametrize("flow", [tasks, failures, limits, values, tried_again, too_long, parks])
+async def test_it_matches_at_each_rest_and_in_the_end(bed: Bed, flow: Any) -> None:
+    async with bed(app) as kit:
+        handle = await app.start(flow(), delay=HOUR)
+        while True:
+            await kit.idle()
+            exported = json.loads(json.dumps(await app.export(handle.id)))
+            assert (await kit.replay(handle)).verdict is Verdict.MATCHES
+            assert (await kit.replay(exported)).verdict is Verdict.MATCHES
+            due = await kit.clock.next_due()
+            if due is None:
+                break
+            await kit.clock.advance(due - await kit.clock.now())
+        assert await handle.status() in (Status.WAITING if flow is parks else Status.SUCCESS, Status.ERROR)
+
+
+async def test_a_cancellation_and_what_it_set_going_match(bed: Bed) -> None:
+    app = App("cancelled")
+
+    @app.workflow
+    async def book() -> None:
+        seat = await echo("12A")
+        try:
+            await sleep(DAY)
+        finally:
+            await sleep(HOUR)
+            await echo(f"release {seat}")
+
+    async with bed(app) as kit:
+        handle = await app.start(book())
+        await kit.idle()
+        await handle.cancel()
+        await kit.idle()
+        assert (await kit.replay(handle)).note == "it waits: timer"
+        await kit.clock.advance(HOUR)
+        assert (await kit.replay(handle)).verdict is Verdict.MATCHES
+        assert await handle.status() is Status.CANCELLED
+
+
+class Reversed:
+    """A codec: payloads are stored as texts that are read from their end."""
+
+    def encode(self, text: str) -> str:
+        return json.dumps(text[::-1])
+
+    def decode(self, text: str) -> str:
+        return str(json.loads(text))[::-1]
+
+
+async def test_an_app_with_a_codec_replays_what_it_has_stored_and_exported(bed: Bed) -> None:
+    app = App("codec", codec=Reversed())
+
+    @app.workflow
+    async def flow(text: str) -> str:
+        echoed = await echo(text)
+        await sleep(DAY)
+        return echoed
+
+    async with bed(app) as kit:
+        handle = await app.start(flow("abc"))
+        for note in ("it waits: timer", "it comes to its end"):
+            await kit.idle()
+            assert (await kit.replay(handle)).note == note
+            assert (await kit.replay(await app.export(handle.id))).note == note
+            await kit.clock.advance(DAY)
+        assert await handle.result() == "abc"
+
+
+async def test_a_workflow_that_is_not_there_is_not_found(bed: Bed) -> None:
+    async with bed(app) as kit:
+        with pytest.raises(WorkflowNotFound):
+            await kit.replay(app.handle(new_id()))
+
+
 async def _rows(app: App) -> list[Any]:
-    """Everything that workflows have written."""
+    """Everything that stands in the database, but for what a heartbeat writes."""
     found: list[Any] = []
+    schema = app.settings.schema
     async with app.session().database.connection() as connection:
-        for table in ("workflow_rows", "checkpoints", "queue_entries", "waits", "deadlines"):
-            text = f'SELECT t::text FROM "{app.settings.schema}".{table} AS t ORDER BY 1'
-            cursor = await connection.execute(text)
+        cursor = await connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = $1 ORDER BY 1", [schema])
+        tables = [row[0] for row in await cursor.fetchall()]
+        assert {"workflow_rows", "checkpoints", "queue_entries", "waits", "deadlines", "maintenance"} <= set(tables)
+        for table in sorted({*tables} - {"worker_rows"}):
+            cursor = await connection.execute(f'SELECT t::text FROM "{schema}".{table} AS t ORDER BY 1')
             found += [tuple(row) for row in await cursor.fetchall()]
     return found

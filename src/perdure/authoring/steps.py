@@ -81,6 +81,7 @@ class Step(Generic[P, R]):
         self.on_exhausted: OnExhausted = on_exhausted
         self.transaction = transaction
         self.is_async = inspect.iscoroutinefunction(fn)
+        self.is_bound = False
 
     @functools.cached_property
     def shape(self) -> Shape:
@@ -141,6 +142,7 @@ class Step(Generic[P, R]):
         bound = self.with_options()
         bound.fn = cast("Any", functools.partial(self.fn, instance))
         bound.is_async = self.is_async
+        bound.is_bound = True
         bound.__dict__["shape"] = self.shape
         return bound
 

@@ -1,13 +1,16 @@
 """What a worker waits for in memory: short sleeps, pauses between attempts, limits of time.
 
 Counted on the monotonic clock, so that nobody's setting of a clock makes one early. In a test the database's clock
-stands still until it is put forward (`shift`), and so does this one.
+stands still until it is put forward (`shift`), and so does this one; it counts whole microseconds, as that one does, so
+that many small shifts come to the same instant as a large one.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+
+_DIGITS = 6
 
 
 class Alarm:
@@ -39,8 +42,8 @@ class Alarms:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, *, stands_still: bool = False) -> None:
         self._loop = loop
-        self._stopped_at = loop.time() if stands_still else None
-        self._set: set[Alarm] = set()
+        self._stopped_at = round(loop.time(), _DIGITS) if stands_still else None
+        self._set: dict[Alarm, None] = {}  # in the order in which they were set, which decides between equals
 
     def time(self) -> float:
         """What the clock says, in seconds; only differences mean something."""
@@ -53,19 +56,20 @@ class Alarms:
 
     def set(self, seconds: float, ring: Callable[[], None]) -> Alarm:
         """Call `ring` in so many seconds; what was due earlier rings earlier, also in the past."""
-        alarm = Alarm(self, self.time() + seconds, ring)
-        self._set.add(alarm)
+        due = self.time() + seconds
+        alarm = Alarm(self, due if self._stopped_at is None else round(due, _DIGITS), ring)
+        self._set[alarm] = None
         self._arm(alarm)
         return alarm
 
     def forget(self, alarm: Alarm) -> None:
         """It has rung, or was cancelled."""
-        self._set.discard(alarm)
+        self._set.pop(alarm, None)
 
     def shift(self, seconds: float) -> None:
         """The clock is put forward by so much. Only one that stands still can be."""
         assert self._stopped_at is not None
-        self._stopped_at += seconds
+        self._stopped_at = round(self._stopped_at + seconds, _DIGITS)
         for alarm in sorted(self._set, key=lambda alarm: alarm.due):
             self._arm(alarm)
 

@@ -117,8 +117,9 @@ class Claimer(Loop):
 
     @property
     def is_at_rest(self) -> bool:
-        """Whether it has nothing to do but to poll."""
-        return not (self._hot or self._hinted or self._releases or self._reconcile)
+        """Whether it has nothing to do but to poll, or no slot to do it for."""
+        claims = (self._hot or self._hinted) and self._executor.free > 0
+        return not (claims or self._releases or self._reconcile)
 
     def doubt(self) -> None:
         """Memory and database may disagree: reconcile before the next claim."""

@@ -77,11 +77,13 @@ class Inspection(Loop):
     def watch_timers(self, loop: asyncio.AbstractEventLoop) -> Callable[[], None]:
         """Notice timers that a workflow's own code sets; returns what ends that."""
         originals = {"call_later": loop.call_later, "call_at": loop.call_at}
+        former = {name: vars(loop)[name] for name in originals if name in vars(loop)}
+        watching = True
 
         def watched(original: Callable[..., asyncio.TimerHandle]) -> Callable[..., asyncio.TimerHandle]:
             def set_timer(when: float, callback: Callable[..., object], *args: Any, **options: Any) -> Any:
                 scope = CURRENT.get()
-                if isinstance(scope, Scope) and not _is_own(callback):
+                if watching and isinstance(scope, Scope) and not _is_own(callback):
                     what, line = _caller()
                     error = self.found(scope.run.id, scope.run.name, what, line)
                     if error is not None:
@@ -90,12 +92,17 @@ class Inspection(Loop):
 
             return set_timer
 
-        for name, original in originals.items():
-            setattr(loop, name, watched(original))
+        own = {name: watched(original) for name, original in originals.items()}
+        vars(loop).update(own)
 
         def restore() -> None:
+            """Of several workers on the loop, in whatever order they end; one in the middle of them stays, blind."""
+            nonlocal watching
+            watching = False
             for name in originals:
-                vars(loop).pop(name, None)
+                if vars(loop).get(name) is own[name]:
+                    del vars(loop)[name]
+                    vars(loop).update({name: former[name]} if name in former else {})
 
         return restore
 

@@ -107,6 +107,7 @@ class Lease:
         self._ended: asyncio.Future[None] = self._main.create_future()
         self._shown = False
         self._clock: tuple[datetime, float] | None = None
+        self._put_forward_to: datetime | None = None
         self._valid_until = 0.0
         self.worker_id: UUID | None = None
 
@@ -119,7 +120,9 @@ class Lease:
         """The database's time, as of the last beat, and what has passed since."""
         assert self._clock is not None, "the lease has never been held"
         then, at = self._clock
-        return then if self._stands_still else then + timedelta(seconds=self._monotonic() - at)
+        if self._stands_still:
+            return then if self._put_forward_to is None else max(then, self._put_forward_to)
+        return then + timedelta(seconds=self._monotonic() - at)
 
     def _read_clock(self, now: datetime, sent: float) -> None:
         """What the database's clock said at some time since then. An answer that came late makes it look slow.
@@ -134,11 +137,9 @@ class Lease:
                 return
         self._clock = (now, at)
 
-    def shift(self, seconds: float) -> None:
-        """The database's clock was put forward by so much."""
-        if self._clock is not None:
-            then, at = self._clock
-            self._clock = then + timedelta(seconds=seconds), at
+    def put_forward(self, to: datetime) -> None:
+        """The database's clock stands there now. A beat that is under way may not know it yet, so this stands apart."""
+        self._put_forward_to = to
 
     async def start(self) -> None:
         """Register; returns once the lease is held.

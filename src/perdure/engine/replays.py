@@ -42,6 +42,7 @@ class _Rehearsal(Run):
 
     def __init__(self, host: Replays, claim: Claim, workflow: Workflow[..., Any]) -> None:
         super().__init__(host, claim, workflow)
+        self._pause = 0.0  # what it does after that is what counts
         self.new: dict[str, str] = {}
 
     def call(self, key: str, step: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Coroutine[Any, Any, Any]:

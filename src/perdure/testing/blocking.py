@@ -16,10 +16,10 @@ from perdure.authoring.workflows import Invocation
 from perdure.blocking import PORTAL, BlockingHandle
 from perdure.model.replay import Replayed
 from perdure.model.unset import UNSET
-from perdure.testing.clock import Clock
+from perdure.testing.clock import PATIENCE, Clock
 from perdure.testing.crashes import CrashReport, Drive, Same
 from perdure.testing.fakes import Fake
-from perdure.testing.kit import PATIENCE, Kit
+from perdure.testing.kit import Kit
 
 R = TypeVar("R")
 
@@ -33,8 +33,8 @@ class BlockingClock:
     def now(self) -> datetime:
         return PORTAL.run(self._clock.now(), "clock.now()")
 
-    def advance(self, delay: timedelta, *, settle: bool = True) -> None:
-        PORTAL.run(self._clock.advance(delay, settle=settle), "clock.advance()")
+    def advance(self, delay: timedelta, *, settle: bool = True, timeout: timedelta = PATIENCE) -> None:
+        PORTAL.run(self._clock.advance(delay, settle=settle, timeout=timeout), "clock.advance()")
 
 
 class BlockingKit:

@@ -7,7 +7,6 @@ heartbeat would have renewed it; leases of others run out.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Protocol
@@ -16,11 +15,13 @@ from perdure.session import Session
 from perdure.store.statements import SHARD, Statements
 from perdure.worker import Worker
 
+PATIENCE = timedelta(seconds=10)
+
 
 class Settling(Protocol):
     """Waits until nothing can move before the clock does."""
 
-    def __call__(self, *, timeout: timedelta = ...) -> Awaitable[None]: ...
+    def __call__(self, *, timeout: timedelta) -> Awaitable[None]: ...
 
 
 class Clock:
@@ -37,6 +38,8 @@ class Clock:
         await self._execute("make_clock")
         await self._execute("set_clock", SHARD)
         await self._execute("stop_clock")
+        await self._execute("heed_beats")
+        await self._execute("watch_beats")
 
     async def now(self) -> datetime:
         """What it says."""
@@ -44,7 +47,7 @@ class Clock:
         now: datetime = row.now
         return now
 
-    async def advance(self, delay: timedelta, *, settle: bool = True) -> None:
+    async def advance(self, delay: timedelta, *, settle: bool = True, timeout: timedelta = PATIENCE) -> None:
         """Put it forward by so much; returns when everything that is due by then has happened.
 
         It stops at whatever becomes due on the way, and waits until nothing can move before it goes on: so each
@@ -53,6 +56,7 @@ class Clock:
         Args:
             delay: By how much.
             settle: False: jump at once, whatever goes on; for tests in which a step is to run on meanwhile.
+            timeout: How long, really, each rest may take to come.
 
         Raises:
             TimeoutError: Something doesn't come to rest; says what.
@@ -63,22 +67,21 @@ class Clock:
         target = now + delay
         if not settle:
             return await self._put_forward(now, target)
-        await self._idle()
+        await self._idle(timeout=timeout)
         while now < target:
             due = await self.next_due()
             to = target if due is None else min(due, target)
             await self._put_forward(now, to)
-            await self._idle()
+            await self._idle(timeout=timeout)
             now = to
         return None
 
     async def next_due(self) -> datetime | None:
         """When the next thing is due, later than now; None: nothing waits for the clock."""
-        (row,) = await self._execute("next_due", SHARD)
         worker = self._worker()
+        (row,) = await self._execute("next_due", SHARD, None if worker is None else worker.worker_id)
         seconds = None if worker is None else worker.alarms.next_due
-        # Rounded up to what timestamps can tell apart: what is a little early would never be due.
-        in_memory = None if seconds is None else row.now + timedelta(microseconds=math.ceil(seconds * 1e6))
+        in_memory = None if seconds is None else row.now + timedelta(seconds=seconds)
         known = [max(due, row.now + timedelta(microseconds=1)) for due in (row.due_at, in_memory) if due is not None]
         return min(known, default=None)
 
@@ -92,7 +95,7 @@ class Clock:
         worker = self._worker()
         await self._execute("put_forward", SHARD, to, None if worker is None else worker.worker_id)
         if worker is not None:
-            worker.clock_shifted((to - now).total_seconds())
+            worker.clock_shifted(now, to)
 
     async def _execute(self, name: str, *params: object) -> Sequence[Any]:
         async def once() -> Sequence[Any]:

@@ -1,9 +1,10 @@
 """The crash explorer: a workflow is run again and again, and crashed at each place where it matters, one after another.
 
-Those places are its durable boundaries: before a step's body, after it, and before and after each commit. A run that is
-crashed at the n-th of them goes on from its last checkpoint, and must come to the same end as one that isn't; when a
-run comes to its end before its n-th boundary, all have been tried. So what a crash moves (which outcomes commit
-together) needn't be known beforehand.
+Those places are its durable boundaries: before a step's body, after it, and before and after each commit. A first run
+passes them all; then one is crashed at each of them, goes on from its last checkpoint, and must come to the same end as
+the first. Where tasks race, no two runs need pass their boundaries in the same order, nor commit the same outcomes
+together. So each boundary has a name, what only a later run passes is tried as well, and what isn't passed any more is
+left out.
 
 In this process a crash ends the worker's runs at once: what they haven't written yet is gone, their code unwinds, the
 workflows are pending again. With `kill` the worker is a process of its own and kills itself with SIGKILL; then its
@@ -37,6 +38,10 @@ from perdure.testing.clock import Clock
 
 Drive = Callable[[Handle[Any]], Awaitable[object]]
 Same = Callable[[Any, Any], bool]
+Boundary = tuple[str, int]
+"""What happens there, and for the how-manieth time."""
+
+_TELLS_THE_TIME = "perdure.errors.DeadlineExceeded"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,16 +97,18 @@ class Stage(Protocol):
 
 
 class Boundaries:
-    """Counts the durable boundaries that are reached, and the bodies that run; `crash` is called at the n-th."""
+    """Notes the durable boundaries that are passed, and the bodies that run; `crash` is called at one of them."""
 
-    def __init__(self, at: int, crash: Callable[[str], None]) -> None:
+    def __init__(self, at: Boundary | None, crash: Callable[[str], None]) -> None:
         self.where = ""
         """The boundary at which it crashed; empty: it wasn't reached."""
-        self.bodies: Counter[tuple[UUID, str, int]] = Counter()
+        self.passed: list[Boundary] = []
+        """Those before it, in order."""
+        self.bodies: Counter[tuple[str, int]] = Counter()
         self.risky: set[str] = set()
         self._at = at
         self._crash = crash
-        self._count = 0
+        self._times: Counter[str] = Counter()
         self._flushes = 0
         self._unsubscribe: Callable[[], None] = lambda: None
 
@@ -114,19 +121,25 @@ class Boundaries:
     ) -> None:
         self._unsubscribe()
 
-    @property
-    def reran(self) -> set[str]:
-        """The names of steps of which one attempt ran twice, and nobody says that it may."""
-        return {_name(key) for (_, key, _), times in self.bodies.items() if times > 1 and key in self.risky}
+    def reran(self, calm: Counter[tuple[str, int]]) -> set[str]:
+        """The names of steps of which one attempt ran more often than without a crash, and nobody says that it may."""
+        return {
+            _name(key)
+            for (key, attempt), times in self.bodies.items()
+            if key in self.risky and times > max(1, calm[key, attempt])
+        }
 
     def _hear(self, event: telemetry.Event) -> None:
         where = self._boundary(event)
         if where is None:
             return
-        self._count += not self.where
-        crashes = self._count == self._at and not self.where
+        self._times[where] += 1
+        here = (where, self._times[where])
+        crashes = here == self._at
+        if not self.where and not crashes:
+            self._passes(here)
         if isinstance(event, telemetry.StepStarted) and not crashes:
-            self.bodies[event.workflow_id, event.key, event.attempt] += 1
+            self.bodies[event.key, event.attempt] += 1
             if not event.idempotent:
                 self.risky.add(event.key)
         if crashes:
@@ -134,6 +147,9 @@ class Boundaries:
             self._crash(where)
             if isinstance(event, telemetry.StepStarted | telemetry.StepEnded):
                 raise RunEnded  # in its own code; the writer goes on
+
+    def _passes(self, here: Boundary) -> None:
+        self.passed.append(here)
 
     def _boundary(self, event: telemetry.Event) -> str | None:
         match event:
@@ -167,19 +183,23 @@ async def explore(
     reran: dict[str, None] = {}
     failures: list[str] = []
     async with once:
-        expected = (await once.run(0)).end
-        for at in range(1, most + 1):
-            tried = await once.run(at)
-            reran.update(dict.fromkeys(sorted(tried.reran)))
-            if not tried.where:
+        calm = await once.run(None)
+        expected = calm.end
+        known = list(calm.seen.passed)
+        for at in known:  # it grows meanwhile
+            if len(boundaries) == most:
+                failures.append(f"it has more than {most} boundaries; try a smaller case, or set most=")
                 break
+            tried = await once.run(at)
+            known += [each for each in tried.seen.passed if each not in known]
+            if not tried.where:
+                continue
+            reran.update(dict.fromkeys(sorted(tried.seen.reran(calm.seen.bodies))))
             boundaries.append(tried.where)
             if not _is_same(expected, tried.end, same):
                 failures.append(
                     f"crashed {tried.where}: it ended {_said(tried.end)}; without a crash {_said(expected)}"
                 )
-        else:
-            failures.append(f"it has more than {most} boundaries; try a smaller case, or set most=")
     if failures:
         raise CrashFailure(tuple(failures))
     return CrashReport(boundaries=tuple(boundaries), reran=tuple(reran))
@@ -187,11 +207,11 @@ async def explore(
 
 @dataclass(frozen=True, slots=True)
 class _Tried:
-    """One run: where it was crashed (empty: nowhere), how it ended, and which steps ran twice."""
+    """One run: where it was crashed (empty: nowhere), how it ended, and what was seen of it."""
 
     where: str
     end: WorkflowInfo
-    reran: set[str]
+    seen: Boundaries
 
 
 class _InProcess:
@@ -205,14 +225,14 @@ class _InProcess:
     async def __aenter__(self) -> None: ...
     async def __aexit__(self, *exc: object) -> None: ...
 
-    async def run(self, at: int) -> _Tried:
+    async def run(self, at: Boundary | None) -> _Tried:
         stage = self._stage
         with Boundaries(at, lambda _: stage.crash()) as boundaries:
             handle = await stage.app.start(self._invocation)
             if self._drive is not None:
                 await self._drive(handle)
             end = await _end(stage, handle)
-        return _Tried(boundaries.where, end, boundaries.reran)
+        return _Tried(boundaries.where, end, boundaries)
 
 
 class _Killing:
@@ -229,7 +249,7 @@ class _Killing:
     async def __aexit__(self, *exc: object) -> None:
         await self._stage.start_worker()
 
-    async def run(self, at: int) -> _Tried:
+    async def run(self, at: Boundary | None) -> _Tried:
         stage = self._stage
         handle = await stage.app.start(self._invocation)
         heard = await self._victim(handle.id, at)
@@ -237,18 +257,19 @@ class _Killing:
         if where:
             await stage.start_worker()
             await stage.clock.advance(stage.lease, settle=False)
-        with Boundaries(0, lambda _: None) as boundaries:
+        with Boundaries(None, lambda _: None) as boundaries:
             for line in heard:
                 if "body" in line:
                     key, attempt, idempotent = line["body"]
-                    boundaries.bodies[handle.id, key, attempt] += 1
+                    boundaries.bodies[key, attempt] += 1
                     boundaries.risky |= set() if idempotent else {key}
             end = await _end(stage, handle) if where else await handle.describe()
+        boundaries.passed = [(what, times) for line in heard if "passed" in line for what, times in [line["passed"]]]
         if where:
             await stage.stop_worker()
-        return _Tried(where, end, boundaries.reran)
+        return _Tried(where, end, boundaries)
 
-    async def _victim(self, id: UUID, at: int) -> list[dict[str, Any]]:
+    async def _victim(self, id: UUID, at: Boundary | None) -> list[dict[str, Any]]:
         """Run a worker until it has killed itself, or ended the workflow; returns what it said."""
         stage = self._stage
         order = {
@@ -270,10 +291,14 @@ class _Killing:
             stderr=asyncio.subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
         )
-        said, complaints = await process.communicate()
+        try:
+            said, complaints = await process.communicate()
+        finally:
+            if process.returncode is None:  # the test was cancelled
+                process.kill()
         if process.returncode not in (0, -signal.SIGKILL):
             raise RuntimeError(f"the worker process failed:\n{complaints.decode(errors='replace')}")
-        return [json.loads(line) for line in said.splitlines() if line.startswith(b"{")]
+        return [json.loads(line) for line in said.splitlines()]
 
 
 def importable(app: App) -> tuple[str, str]:
@@ -282,10 +307,16 @@ def importable(app: App) -> tuple[str, str]:
     Raises:
         ValueError: It isn't the global of a module.
     """
-    for name, module in list(sys.modules.items()):
-        for attribute, value in list(getattr(module, "__dict__", {}).items()) if name != "__main__" else ():
-            if value is app:
-                return name, attribute
+    found = [
+        (name, attribute)
+        for name, module in list(sys.modules.items())
+        if name != "__main__"
+        for attribute, value in list(getattr(module, "__dict__", {}).items())
+        if value is app
+    ]
+    homes = {workflow.fn.__module__ for workflow in app.workflow_functions.values()}
+    for place in sorted(found, key=lambda place: place[0] not in homes):  # rather than a test that imports it
+        return place
     raise ValueError(
         f"kill=True runs the worker in a process of its own, which imports app {app.name!r}; make the app the global "
         "of a module that can be imported"
@@ -314,35 +345,43 @@ def _is_same(one: WorkflowInfo, other: WorkflowInfo, same: Same) -> bool:
 def _kind(info: WorkflowInfo) -> tuple[Any, Any]:
     error: Any = info.error
     record = cast("dict[str, Any]", error) if isinstance(error, dict) else {}
-    return record.get("type"), record.get("message")
+    kind = record.get("type")
+    return kind, None if kind == _TELLS_THE_TIME else record.get("message")
 
 
 def _said(info: WorkflowInfo) -> str:
     if info.status is Status.SUCCESS:
         return f"with {info.output!r}"
-    return f"in {info.status.value}: {': '.join(map(str, _kind(info)))}"
+    return f"in {info.status.value}: {': '.join(str(part) for part in _kind(info) if part is not None)}"
 
 
 def _name(key: str) -> str:
     return key.rpartition("/")[2].partition("#")[0]
 
 
-def victim_boundaries(at: int) -> AbstractContextManager[Boundaries]:
-    """In the process that is to die: tells what it does on stdout, and kills itself at the n-th boundary."""
+def victim_boundaries(at: Boundary | None) -> AbstractContextManager[Boundaries]:
+    """In the process that is to die: tells what it does on stdout, and kills itself at the n-th boundary.
+
+    What the author's code prints goes to stderr.
+    """
+    told = os.dup(1)
+    os.dup2(2, 1)
+
+    def tell(line: dict[str, Any]) -> None:
+        os.write(told, json.dumps(line).encode() + b"\n")
 
     def die(where: str) -> None:
-        _tell({"where": where})
+        tell({"where": where})
         os.kill(os.getpid(), signal.SIGKILL)
 
     class Telling(Boundaries):
+        def _passes(self, here: Boundary) -> None:
+            tell({"passed": here})
+
         def _hear(self, event: telemetry.Event) -> None:
             before = self.bodies.total()
             super()._hear(event)
             if isinstance(event, telemetry.StepStarted) and self.bodies.total() > before:
-                _tell({"body": [event.key, event.attempt, event.idempotent]})
+                tell({"body": [event.key, event.attempt, event.idempotent]})
 
     return Telling(at, die)
-
-
-def _tell(line: dict[str, Any]) -> None:
-    os.write(1, json.dumps(line).encode() + b"\n")

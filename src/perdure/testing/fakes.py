@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from types import TracebackType
@@ -9,6 +10,9 @@ from typing import Any, NamedTuple, Self
 
 from perdure.authoring.steps import Step
 from perdure.model.unset import UNSET, Unset
+
+_stand_ins: dict[Step[..., Any], list[Fake]] = {}
+_bodies: dict[Step[..., Any], tuple[Any, ...]] = {}
 
 
 class Called(NamedTuple):
@@ -40,12 +44,23 @@ class Fake:
         self._returns = None if isinstance(returns, Unset) else returns
         self._raises = raises
         self._function = calls
+        if step.is_bound:
+            raise TypeError(
+                f"fake() got step {step.name!r} of an instance, which is another one at each access; give the class's"
+            )
         self._step = step
         _ = step.parameters, step.shape  # of the body's signature, and kept from now on
-        self._former = (step.fn, step.is_async, step.transaction)
-        step.fn, step.is_async, step.transaction = self._stand_in, True, None
+        _bodies.setdefault(step, (step.fn, step.is_async, step.transaction))
+        _stand_ins.setdefault(step, []).append(self)
 
-    async def _stand_in(self, *args: Any, **kwargs: Any) -> Any:
+        @functools.wraps(_bodies[step][0])  # whoever asks for its annotations, or for the version of the code
+        async def stand_in(*args: Any, **kwargs: Any) -> Any:
+            return await self._called(args, kwargs)
+
+        self._stand_in = stand_in
+        step.fn, step.is_async, step.transaction = stand_in, True, None
+
+    async def _called(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.calls.append(Called(args, kwargs))
         if self._raises is not None:
             raise self._raises
@@ -55,8 +70,16 @@ class Fake:
         return await value if inspect.isawaitable(value) else value
 
     def restore(self) -> None:
-        """The step is what it was."""
-        self._step.fn, self._step.is_async, self._step.transaction = self._former
+        """The step does what it did, or what a later stand-in says; once more does nothing."""
+        step, others = self._step, _stand_ins.get(self._step, [])
+        if self not in others:
+            return
+        others.remove(self)
+        if others:
+            step.fn = others[-1]._stand_in
+        else:
+            del _stand_ins[step]
+            step.fn, step.is_async, step.transaction = _bodies.pop(step)
 
     def __enter__(self) -> Self:
         return self

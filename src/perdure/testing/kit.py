@@ -21,19 +21,20 @@ from perdure.authoring.steps import Step
 from perdure.authoring.workflows import Invocation
 from perdure.errors import ReplayMismatch, UnknownWorkflow
 from perdure.handle import Handle
+from perdure.model.keys import RESULT
 from perdure.model.records import Recorded
 from perdure.model.replay import History, Replayed, Verdict
 from perdure.model.unset import UNSET
 from perdure.store.arrays import Texts
 from perdure.testing import crashes, place
-from perdure.testing.clock import Clock
+from perdure.testing.clock import PATIENCE, Clock
 from perdure.testing.crashes import CrashReport, Drive, Same
 from perdure.testing.fakes import Fake
 from perdure.worker import Worker, WorkerOptions
 
 R = TypeVar("R")
 
-PATIENCE = timedelta(seconds=10)
+_MOST_MOVES = 2_000
 _LOOK_SECONDS = 0.002
 _FAR_OFF = 86_400.0
 
@@ -78,9 +79,9 @@ class Kit:
             stack.push_async_callback(_close, self.app)
             self.clock = Clock(self.app.session(), lambda: self._worker, self.idle)
             await self.clock.install()
+            stack.callback(self._restore)  # once nothing runs any more
             await self.start_worker()
             stack.push_async_callback(self.stop_worker)
-            stack.callback(self._restore)
             self._stack = stack.pop_all()
         return self
 
@@ -142,6 +143,8 @@ class Kit:
                 moving = ", ".join(
                     what for what in ("pending", "due", "orphaned", "maintenance") if getattr(state, what)
                 )
+                if moving == "pending" and worker.executor.free <= 0:
+                    moving = ""  # what waits for the clock has all slots
                 if not moving and state.wakes != worker.executor.seen:
                     moving = "a workflow hasn't seen yet what it was woken for"
                 if not moving and worker.is_at_rest:
@@ -156,10 +159,15 @@ class Kit:
     async def finish(self, handle: Handle[R], *, timeout: timedelta = PATIENCE) -> R:
         """The workflow's result; whenever all is idle, the clock is put forward to what is due next.
 
+        Args:
+            handle: Which.
+            timeout: How long, really, each rest may take to come.
+
         Raises:
-            TimeoutError: It waits for something that no clock brings, or doesn't come to rest; says what.
+            TimeoutError: It waits for something that no clock brings, or doesn't come to rest, or goes on for ever;
+                says what.
         """
-        while True:
+        for _ in range(_MOST_MOVES):
             await self.idle(timeout=timeout)
             info = await handle.describe()
             if info.status.is_final:
@@ -171,7 +179,12 @@ class Kit:
                     + (f", for {info.waiting_for}" if info.waiting_for else "")
                     + ", and nothing is due: give it what it waits for"
                 )
-            await self.clock.advance(due - await self.clock.now())
+            await self.clock.advance(due - await self.clock.now(), timeout=timeout)
+        info = await handle.describe()
+        raise TimeoutError(
+            f"workflow {info.name!r} is still {info.status.value} at {await self.clock.now()}, after {_MOST_MOVES} "
+            "moves of the clock; if it goes on for ever, use clock.advance()"
+        )
 
     async def run(self, invocation: Invocation[R], /, **options: Any) -> R:
         """Start a workflow (`options` are those of `app.start`) and return its result: `finish` says how."""
@@ -219,10 +232,16 @@ class Kit:
         with replays.installed():
             replayed = await replays.replay(history)
         if replayed.verdict is not Verdict.MATCHES:
-            asked = replayed.asked or replayed.note
-            raise ReplayMismatch(
-                replayed.key, replayed.recorded, asked, replayed.position, replayed.version, self.app.version
+            mismatch = ReplayMismatch(
+                replayed.key or RESULT,
+                replayed.recorded or "no end",
+                replayed.asked or "nothing there",
+                replayed.position,
+                replayed.version,
+                self.app.version,
             )
+            mismatch.add_note(f"workflow {replayed.name!r}: {replayed.note}")
+            raise mismatch
         return replayed
 
     async def _history(self, handle: Handle[Any]) -> History:

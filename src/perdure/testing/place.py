@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import time
+from contextlib import suppress
 from uuid import uuid4
 
 import psycopg
@@ -18,7 +19,7 @@ from perdure import embedded
 DATABASE_URL = "PERDURE_TEST_DATABASE_URL"
 _PREFIX = "perdure_test_"
 _NAME = re.compile(rf"{_PREFIX}([0-9a-f]{{8}})_[0-9a-f]{{10}}")
-"""The whole name: one that only begins like it is a user's own."""
+_LOCK_TIMEOUT = "5s"
 _FORGOTTEN_SECONDS = 86_400
 _swept: set[str] = set()
 
@@ -34,9 +35,20 @@ def new_schema() -> str:
 
 
 async def drop(url: str, schema: str) -> None:
-    """Delete a test's schema, with all that is in it."""
+    """Delete a test's schema, with all that is in it.
+
+    Raises:
+        TimeoutError: Somebody has a transaction open that uses it.
+    """
     async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
-        await connection.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(schema)))
+        await connection.execute(sql.SQL("SET lock_timeout = {}").format(sql.Literal(_LOCK_TIMEOUT)))
+        try:
+            await connection.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(schema)))
+        except psycopg.errors.LockNotAvailable as error:
+            raise TimeoutError(
+                f"the test's schema {schema!r} can't be deleted, because a transaction that uses it is still open; "
+                "end it within the block"
+            ) from error
 
 
 async def sweep(url: str) -> None:
@@ -51,4 +63,5 @@ async def sweep(url: str) -> None:
         for (schema,) in await cursor.fetchall():
             made = _NAME.fullmatch(schema)
             if made is not None and time.time() - int(made[1], 16) > _FORGOTTEN_SECONDS:
-                await drop(url, schema)
+                with suppress(TimeoutError, psycopg.Error):  # somebody else's, or swept at this moment
+                    await drop(url, schema)

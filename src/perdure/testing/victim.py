@@ -16,15 +16,17 @@ from perdure.testing.kit import Kit
 
 
 async def _run(order: dict[str, Any]) -> None:
-    app: App = getattr(importlib.import_module(order["module"]), order["app"])
-    kit = Kit(
-        app,
-        database_url=order["database_url"],
-        schema=order["schema"],
-        concurrency=100,
-        lease=timedelta(seconds=order["lease"]),
-    )
-    with victim_boundaries(order["at"]):
+    with victim_boundaries(
+        None if order["at"] is None else tuple(order["at"])
+    ):  # also around the import, which may print something
+        app: App = getattr(importlib.import_module(order["module"]), order["app"])
+        kit = Kit(
+            app,
+            database_url=order["database_url"],
+            schema=order["schema"],
+            concurrency=100,
+            lease=timedelta(seconds=order["lease"]),
+        )
         async with kit:
             try:
                 await kit.finish(app.handle(UUID(order["workflow_id"])))
