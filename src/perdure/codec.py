@@ -43,6 +43,11 @@ _SURELY_READABLE: Final = 4000  # digits; from 4300 on an int may be written tha
 _NUL: Final = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 
 
+def has_nul(text: str) -> bool:
+    """Whether JSON holds a NUL character: `json` takes it, and `jsonb`, as which the views show it, doesn't."""
+    return "\\u0000" in text and _NUL.search(text) is not None
+
+
 class Codec(Protocol):
     """What stands between payloads and the database: compression, encryption.
 
@@ -164,7 +169,7 @@ class Shape:
                 self._judge(value, decoded, raw)
             if "Infinity" in text or "NaN" in text:  # the same bytes come back, so only the text shows it
                 json.loads(text, parse_constant=lambda _: _raise(_not_finite(value)))
-        if "\\u0000" in text and _NUL.search(text):
+        if has_nul(text):
             raise Refused(type_name(value), "it holds a NUL character, which PostgreSQL can't store; remove it")
         return text, decoded
 

@@ -17,8 +17,9 @@ from uuid import UUID
 
 import psycopg
 
+from perdure.codec import has_nul
 from perdure.errors import KeyConflict, SerializationError, WorkflowNotFound
-from perdure.model.keys import RESULT
+from perdure.model.keys import INPUT, RESULT, check_name
 from perdure.store.arrays import BigInts, Ints, Texts, Times, columns
 from perdure.store.database import Database
 from perdure.store.statements import SHARD
@@ -42,6 +43,8 @@ _CHECKPOINT: dict[str, Callable[..., Any]] = {
 }
 _JSON = ("payload", "attributes")
 _TIMES = ("deadline", "created_at", "started_at", "wake_at")
+_NUMBERS = ("priority", "position", "args_hash", "attempts", "recoveries", "epoch")
+_OPTIONAL = ("partition", "deadline", "version", "attributes", "recoveries", "started_at", "wake_at")
 
 
 async def exported(database: Database, id: UUID) -> dict[str, Any]:
@@ -54,6 +57,8 @@ async def exported(database: Database, id: UUID) -> dict[str, Any]:
     if not rows:
         raise WorkflowNotFound(id)
     checkpoints = await database.fetch("export_checkpoints", SHARD, id)
+    if not checkpoints:  # deleted in between
+        raise WorkflowNotFound(id)
     return {
         "perdure": FORMAT,
         "workflow": {name: _out(name, getattr(rows[0], name)) for name in _ROW},
@@ -94,14 +99,19 @@ def _params(text: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[Any, ...]]:
     try:
         if text["perdure"] != FORMAT:
             raise ValueError(f"its format is {text['perdure']!r}, and this version reads {FORMAT}")
-        given = {name: _in(name, text["workflow"].get(name)) for name in _ROW}
+        row = text["workflow"]
+        given = {name: None if name == "key" and row.get(name) is None else _in(name, row.get(name)) for name in _ROW}
         id = UUID(given["id"])
+        check_name("workflow", given["name"])
+        check_name("queue", given["queue"])
         rows = [tuple(_in(name, each.get(name)) for name in _CHECKPOINT) for each in text["checkpoints"]]
-        keys = [row[0] for row in rows]
-        epochs = [cast("int", row[-1] or 0) for row in rows]
+        kinds = {key: kind for key, kind, *_ in rows}
+        if kinds.get(INPUT) != "input" or kinds.get(RESULT, "result") != "result":
+            raise ValueError("its checkpoints don't begin with the input, or don't end with a result")
+        epochs = [cast("int", row[-1]) for row in rows]
         params = (
             SHARD, id, given["name"], given["key"], given["queue"], given["priority"], given["partition"],
-            given["version"], given["attributes"], given["created_at"], RESULT in keys, max([1, *epochs]),
+            given["version"], given["attributes"], given["created_at"], RESULT in kinds, max([1, *epochs]),
             *columns(rows, tuple(_CHECKPOINT.values())),
         )  # fmt: skip
         return given, params
@@ -125,8 +135,22 @@ def _out(name: str, value: Any) -> Any:
 
 
 def _in(name: str, value: Any) -> Any:
-    if name == "payload" or (name in _JSON and value is not None):
-        return json.dumps(value, ensure_ascii=False)
-    if name in _TIMES and value is not None:
-        return datetime.fromisoformat(value)
-    return value
+    """A value as the statement takes it."""
+    if value is None and name in _OPTIONAL:
+        return None
+    if name in _JSON:
+        text = json.dumps(value, ensure_ascii=False)
+        if has_nul(text):  # it would be stored, and then no view that shows it could be read
+            raise ValueError(f"its {name} holds a NUL character, which PostgreSQL can't store")
+        if name == "attributes" and not isinstance(value, dict):
+            raise TypeError("its attributes are no object")
+        return text
+    expected = int if name in _NUMBERS else str
+    if type(value) is not expected:
+        raise TypeError(f"its {name} is no {'number' if expected is int else 'text'}: {value!r}")
+    if name not in _TIMES:
+        return value
+    time = datetime.fromisoformat(cast("str", value))
+    if time.tzinfo is None:
+        raise ValueError(f"its {name} has no time zone: {value!r}")
+    return time

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import psycopg
 import pytest
@@ -215,6 +215,61 @@ async def test_it_holds_up_neither_starts_nor_flushes(
         assert not pruning.done()
         await somebody.rollback()
         assert await pruning == 1
+
+
+async def test_a_key_that_somebody_takes_over_in_an_open_transaction_holds_up_no_start_under_another(
+    app: App, sql: Sql, clock: Any, database_url: str, schema: str
+) -> None:
+    @app.workflow
+    async def flow() -> str:
+        return "done"
+
+    async with app.worker():
+        for key in ("mine", "theirs"):
+            await (await app.start(flow(), key=key)).result(timeout=SOON)
+    clock.advance(31 * DAY)
+    async with await psycopg.AsyncConnection.connect(database_url) as somebody:
+        await app.start(flow(), key="theirs", on_conflict="replace_finished", connection=somebody)
+        async with asyncio.timeout(10):
+            assert await app.prune() == 1
+            assert (await app.start(flow(), key="mine")).started
+        await somebody.rollback()
+    assert await app.prune() == 1
+
+
+async def test_a_client_whose_clock_is_slow_hides_nothing_from_it(
+    app: App, sql: Sql, clock: Any, monkeypatch: Any
+) -> None:
+    """Ids are made by clients, and so is their order: what stands in front may be young."""
+    monkeypatch.setattr("perdure.engine.maintenance.CHUNK", 2)
+
+    @app.workflow
+    async def old() -> None: ...
+
+    @app.workflow
+    async def young() -> None: ...
+
+    await ended(app, old(), old(), old())
+    clock.advance(31 * DAY)
+    handle = await app.start(young())
+    sql("UPDATE workflow_rows SET id = %s WHERE id = %s", UUID(int=1), handle.id)
+    assert await app.prune() == 3
+    assert left(sql) == ["young"]
+
+
+async def test_what_a_dead_worker_left_of_its_running_steps_goes_too(app: App, sql: Sql, clock: Any) -> None:
+    @app.workflow
+    async def flow() -> None: ...
+
+    (handle,) = await ended(app, flow())
+    sql(
+        "INSERT INTO running_steps (shard, workflow_id, key, worker_id, epoch, attempt, started_at) "
+        "VALUES (1, %s, 'step', gen_random_uuid(), 1, 1, now())",
+        handle.id,
+    )
+    clock.advance(31 * DAY)
+    assert await app.prune() == 1
+    assert sql("SELECT * FROM running_steps") == []
 
 
 async def test_only_what_has_ended_can_be_deleted(app: App, database_url: str) -> None:

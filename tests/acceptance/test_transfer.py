@@ -13,7 +13,19 @@ from uuid import UUID, uuid4
 import pytest
 
 from acceptance.support import SOON
-from perdure import App, KeyConflict, Retry, SerializationError, Status, WorkflowNotFound, sleep, step, telemetry
+from perdure import (
+    App,
+    Invocation,
+    KeyConflict,
+    Retry,
+    SerializationError,
+    Status,
+    WorkflowNotFound,
+    current,
+    sleep,
+    step,
+    telemetry,
+)
 
 Sql = Callable[..., list[Any]]
 
@@ -144,6 +156,25 @@ async def test_what_is_there_or_whose_key_is_taken_is_refused(app: App, elsewher
         lambda it: it["checkpoints"][0].update(key=None),
         lambda it: it["checkpoints"].append(it["checkpoints"][0]),
         lambda it: it.update(checkpoints="none"),
+        lambda it: it.update(checkpoints=[]),
+        lambda it: it["checkpoints"].pop(0),
+        lambda it: it["checkpoints"][0].update(key="$result"),
+        lambda it: it["workflow"].update(id=7),
+        lambda it: it["workflow"].update(name=5),
+        lambda it: it["workflow"].update(name="a/b"),
+        lambda it: it["workflow"].update(key=5),
+        lambda it: it["workflow"].update(queue=None),
+        lambda it: it["workflow"].update(priority=True),
+        lambda it: it["workflow"].update(created_at="2026-01-01T00:00:00"),
+        lambda it: it["workflow"].update(attributes=[1]),
+        lambda it: it["workflow"].update(attributes={"a": "\0"}),
+        lambda it: it["checkpoints"][0].update(payload={"a": "\0"}),
+        lambda it: it["checkpoints"][0].update(payload={"a": "\ud800"}),
+        lambda it: it["checkpoints"][0].update(payload=float("nan")),
+        lambda it: it["checkpoints"][0].update(status=5),
+        lambda it: it["checkpoints"][0].update(version=5),
+        lambda it: it["checkpoints"][0].update(position="1"),
+        lambda it: it["checkpoints"][0].update(created_at="2026-01-01T00:00:00"),
     ],
 )
 async def test_what_is_no_export_is_refused_and_leaves_nothing(
@@ -157,3 +188,48 @@ async def test_what_is_no_export_is_refused_and_leaves_nothing(
         await elsewhere.import_(exported)
     with pytest.raises(WorkflowNotFound):
         await elsewhere.handle(UUID(str(handle.id))).status()
+
+
+async def test_text_that_only_looks_like_a_nul_is_imported(app: App, elsewhere: App) -> None:
+    order = Program().declare(app)
+    handle = await app.start(order("a \\u0000 in words", "succeeds"), delay=timedelta(days=1))
+    imported = await elsewhere.import_(await app.export(handle.id))
+    assert (await imported.describe()).input == (await handle.describe()).input
+
+
+async def test_a_step_between_its_attempts_goes_on_with_their_number_and_what_is_left_of_the_pause(
+    app: App, elsewhere: App, events: Any
+) -> None:
+    attempts: list[int] = []
+
+    @step(retry=Retry(max_attempts=3, initial=timedelta(hours=1), maximum=timedelta(hours=1), jitter=0.0))
+    async def fetch() -> str:
+        attempts.append(current().attempt)
+        if len(attempts) == 1:
+            raise ConnectionError("not yet")
+        return "fetched"
+
+    async def flow() -> str:
+        return await fetch()
+
+    app.workflow(name="flow")(flow)
+    elsewhere.workflow(name="flow")(flow)
+    async with app.worker():
+        handle = await app.start(Invocation("flow"))
+        await events.wait_for(telemetry.WorkflowSuspended)
+    exported = await app.export(handle.id)
+    imported = await elsewhere.import_(exported)
+    async with elsewhere.worker():
+        await imported.resume()
+        await events.wait_for(telemetry.WorkflowSuspended, lambda _: len(events.of(telemetry.WorkflowSuspended)) == 2)
+        assert attempts == [1]
+        assert (await imported.describe()).waiting_for == "retry"
+    await elsewhere.handle(handle.id).terminate()
+    await elsewhere.handle(handle.id).delete()
+    for checkpoint in exported["checkpoints"]:
+        checkpoint["wake_at"] = checkpoint["wake_at"] and "2000-01-01T00:00:00+00:00"
+    imported = await elsewhere.import_(exported)
+    async with elsewhere.worker():
+        await imported.resume()
+        assert await imported.result(timeout=SOON) == "fetched"
+    assert attempts == [1, 2]

@@ -4,9 +4,9 @@ There is no leader: a job is a row with the time at which it is due; whoever mov
 minute or so; should it die, the time comes again, and another one goes on from the cursor that stands in the row.
 
 Retention walks the primary key of the workflows, which is the order of their age, a chunk at a time, and deletes those
-that have ended long enough ago. It stops at the first that is too young for any of that, and begins anew at the front
-some minutes later. A deletion is guarded by the row of the result, so it never meets a resume half-way; it takes no
-lock that the hot path waits for.
+that have ended long enough ago. It stops at a chunk of which all are too young for any of that, and begins anew at the
+front some minutes later. A deletion is guarded by the row of the result, so it never meets a resume half-way; it takes
+no lock that the hot path waits for.
 """
 
 from __future__ import annotations
@@ -89,5 +89,6 @@ async def prune_chunk(
         deleted = len(await database.fetch("delete_ended", SHARD, Uuids(expired)))
     else:
         deleted = len(expired)
-    at_end = len(rows) < CHUNK or any(row.is_recent for row in rows)
+    # All of them: ids are of their clients' clocks, and one that is slow would hide from us all that comes behind.
+    at_end = len(rows) < CHUNK or all(row.is_recent for row in rows)
     return None if at_end else rows[-1].id, deleted

@@ -241,11 +241,22 @@ WHERE (SELECT true FROM perdure.checkpoints AS aside
 
 -- :name delete_ended
 -- success | error | cancelled -> nothing: the workflow and everything that hangs on it. $1 shard int4 · $2 ids uuid[]
--- The lock is the result's row: a resume finds it gone, or this finds it set aside. No row back: it hasn't ended.
-WITH ended AS (
+-- The lock is the result's row: a resume finds it gone, or this finds it set aside. No row back: it hasn't ended; or
+-- somebody has its row (a caller's open transaction takes over its key): to wait for that with other rows deleted would
+-- make starts under their keys wait as well.
+WITH free AS MATERIALIZED (
+    SELECT id
+    FROM perdure.workflow_rows
+    WHERE shard = $1::int4 AND id = ANY ($2::uuid[])
+    ORDER BY id
+    FOR UPDATE SKIP LOCKED
+), ended AS (
     DELETE FROM perdure.checkpoints
-    WHERE shard = $1::int4 AND workflow_id = ANY ($2::uuid[]) AND key = '$result'
+    WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT free.id FROM free)) AND key = '$result'
     RETURNING workflow_id
+), running AS (
+    DELETE FROM perdure.running_steps
+    WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT ended.workflow_id FROM ended))
 ), rest AS (
     DELETE FROM perdure.checkpoints
     WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT ended.workflow_id FROM ended)) AND key <> '$result'
