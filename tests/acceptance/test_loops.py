@@ -170,6 +170,34 @@ def test_outcomes_come_in_the_same_order_on_replay(play: Play[Any]) -> None:
     assert seen == [[2, 0, 3, 1]] * 2
 
 
+def test_a_task_is_no_further_on_replay_when_its_creator_goes_on(play: Play[Any]) -> None:
+    seen: list[list[str]] = []
+
+    async def main(app: App) -> None:
+        gate = Gate()
+
+        @app.workflow
+        async def flow() -> None:
+            came: list[str] = []
+            seen.append(came)
+
+            async def child() -> None:
+                await double(1)
+                came.append("child")
+
+            task = asyncio.create_task(child())
+            came.append("creator")
+            await task
+            await hold(gate)
+
+        async with interrupted(app, flow(), gate) as handle:
+            pass
+        await served(app, handle)
+
+    play(main)
+    assert seen == [["creator", "child"]] * 2
+
+
 def test_the_first_step_of_a_task_may_last(play: Play[Any]) -> None:
     """It is no wait for something that isn't recorded, though an eager task comes to it before anybody knows it."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -10,14 +11,14 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from acceptance.support import SOON
 from perdure import App, current, telemetry
 from perdure.worker import Worker, WorkerOptions
 
-from .program import LIVES, End, Life, Sequence, Story, programs
+from .program import LIVES, Call, End, Life, Sequence, Spawn, Story, Together, Value, programs
 
 QUICK = settings(
     max_examples=60,
@@ -120,8 +121,10 @@ class Stage:
         return {row[0]: row[1:] for row in rows}
 
 
-@pytest.fixture
-async def stage(app: App, sql: Callable[..., list[Any]]) -> AsyncIterator[Stage]:
+@pytest.fixture(params=["tasks"] if sys.version_info < (3, 12) else ["tasks", "eager tasks"])
+async def stage(request: pytest.FixtureRequest, app: App, sql: Callable[..., list[Any]]) -> AsyncIterator[Stage]:
+    if sys.version_info >= (3, 12) and request.param == "eager tasks":
+        asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
     stage = Stage(app, sql)
     async with stage.open():
         yield stage
@@ -129,7 +132,10 @@ async def stage(app: App, sql: Callable[..., list[Any]]) -> AsyncIterator[Stage]
 
 
 async def _check_replay(stage: Stage, story: Story, id: UUID) -> None:
-    """A replay of all that was recorded runs no body of it, and records and returns the same."""
+    """A replay of all that was recorded runs no body of it, and records and returns the same.
+
+    But for attempts at steps without an outcome, of tasks that nobody waits for: the workflow's end cuts them short.
+    """
     before = stage.recorded(id)
     stage.unasked.clear()
     story.ends = ()
@@ -139,8 +145,12 @@ async def _check_replay(stage: Stage, story: Story, id: UUID) -> None:
     (life,) = story.lives[lives:]
     assert life.log == log
     assert not before.keys() & set(life.bodies), "what has no outcome may begin again; what has one may not"
-    assert stage.recorded(id) == before
+    assert _lasting(stage.recorded(id)) == _lasting(before)
     assert stage.unasked == []
+
+
+def _lasting(recorded: dict[str, Row]) -> dict[str, Row]:
+    return {key: row for key, row in recorded.items() if row[0] != "attempt" or key.rpartition("#a")[0] in recorded}
 
 
 def _repeated(story: Story, recorded: dict[str, Row]) -> Iterator[str]:
@@ -199,6 +209,7 @@ async def _edited(stage: Stage, program: Sequence, end: End, seed: int) -> None:
 
 @QUICK
 @given(RACES, SEEDS)
+@example(Sequence((Spawn(Call(), None), Together("race", (Value("now"),)))), 0)  # it gathers what has ended
 async def test_a_replay_sees_and_records_what_the_first_run_did(stage: Stage, program: Sequence, seed: int) -> None:
     await _uninterrupted(stage, program, seed)
 

@@ -10,8 +10,11 @@ step that is new in the code doesn't hang an old history.
 A run is at rest when none of its tasks can go on by itself: each waits for a turn here, runs a step's body, or waits
 for a future that isn't done. asyncio has no list of what is about to run, so rest is what still looks like rest after
 a few turns of the loop: enough for the callbacks by which one future's end reaches a task through others (an event that
-a callback sets, shield). Two are enough where tasks only wait for the ends of other tasks: one in which whoever was
-cancelled in a wait here wakes, and one more. A gather of gathers, however deep, is seen through.
+a callback sets, shield). One is enough where tasks only wait for the ends of other tasks, and a second one where one of
+them was cancelled: it may wait here, or in a body, and wakes in the next turn. So our tasks tell of it (`Task`); where
+somebody else's factory makes them, every turn is waited for twice. A gather of gathers, however deep, is seen through.
+
+Whoever has just got an outcome, and has the next one in the same breath, while all others are at rest, gets it at once.
 
 A run with one task has nothing to order, and skips all that, unless something is to be delivered that no task waits
 for (a cancellation, the end of a limit of time): that, too, has its place in the order.
@@ -32,8 +35,21 @@ from typing import Any
 from perdure.engine import foreign
 
 _QUIET_TURNS = 4
-_SURELY_QUIET_TURNS = 2
+_MANY = 8
 _Future = asyncio.Future[int]
+
+
+class Task(asyncio.Task[Any]):
+    """A task of workflow code, which tells its run when it is cancelled."""
+
+    __slots__ = ("delivery",)
+    delivery: Delivery | None
+
+    def cancel(self, msg: Any = None) -> bool:
+        delivery: Delivery | None = getattr(self, "delivery", None)
+        if delivery is not None:
+            delivery.cancelling()
+        return super().cancel(msg)
 
 
 class Delivery:
@@ -43,14 +59,18 @@ class Delivery:
         "_arrived",
         "_awake",
         "_dormant",
+        "_going_on",
         "_held",
         "_loop",
         "_new",
         "_on_rest",
         "_order",
+        "_peak",
         "_quiet",
         "_recorded",
         "_scheduled",
+        "_silent",
+        "_unsure",
         "_waits",
         "position",
         "tasks",
@@ -62,6 +82,7 @@ class Delivery:
         self.tasks: set[asyncio.Task[Any]] = set()
         """All tasks of the run that haven't ended."""
         self._awake: set[asyncio.Task[Any]] = set()  # those that run code of the workflow, not waiting here
+        self._peak = 0  # how many those were
         self._dormant: set[asyncio.Task[Any]] = set()
         self._waits: dict[asyncio.Task[Any], tuple[asyncio.Future[Any], bool]] = {}
         """What tasks that are awake wait for, and whether that ends with other tasks."""
@@ -74,12 +95,19 @@ class Delivery:
         self._quiet = 0
         self._held = False
         self._scheduled = False
+        self._going_on: asyncio.Task[Any] | None = None  # who got an outcome, and has run since without a break
+        self._silent = 0  # tasks that don't tell when they are cancelled
+        self._unsure = False  # one has told it since the last delivery
 
     def adopt(self, task: asyncio.Task[Any]) -> None:
         """One more task belongs to the run."""
         self.tasks.add(task)
         self._awake.add(task)
-        task.add_done_callback(self._release)
+        if isinstance(task, Task):
+            task.delivery = self
+        else:
+            self._silent += 1
+        self._peak = max(self._peak, len(self._awake))
 
     def next(self) -> int:
         """Draw a position for an outcome that the code gets in this moment."""
@@ -101,8 +129,11 @@ class Delivery:
 
     @property
     def is_simple(self) -> bool:
-        """Whether there is nothing to order."""
-        return len(self.tasks) == 1 and not self._recorded and not self._arrived
+        """Whether there is nothing to order.
+
+        Not in the moment between a delivery and the callback by which it is heard: that goes first.
+        """
+        return len(self.tasks) == 1 and not self._recorded and not self._arrived and not self._scheduled
 
     @property
     def has_recorded(self) -> bool:
@@ -140,14 +171,17 @@ class Delivery:
 
     async def turn(self, at: float | None = None) -> int:
         """Wait for the turn of an outcome that arrived at that time, by default now; returns its position."""
-        if self.is_simple:
+        if self.is_simple or (at is None and not self._recorded and self._may_go_on()):
             return self.next()
         return await self._wait(self.arrived(self._loop.time() if at is None else at))
 
     async def replay(self, position: int) -> None:
         """Wait for the turn of a recorded outcome."""
-        if not self.is_simple:
-            await self._wait(self.recorded(position))
+        if self.is_simple:
+            return
+        if not (self._recorded and self._recorded[0][0] < position) and self._may_go_on():
+            return
+        await self._wait(self.recorded(position))
 
     def arrived(self, at: float) -> _Future:
         """The turn of an outcome that arrived at that time: it will hold its position."""
@@ -171,6 +205,7 @@ class Delivery:
             return
         future: _Future = self._loop.create_future()
         self._new.append(future)
+        self.look()
         await self._wait(future)
 
     @contextmanager
@@ -185,15 +220,31 @@ class Delivery:
 
     async def _wait(self, future: _Future) -> int:
         task = self.leave()
-        self.look()
         try:
-            return await future
+            position = await future
         finally:
             self.enter(task)
             self.look()
+        self._going_on = task
+        return position
 
-    def _release(self, task: asyncio.Task[Any]) -> None:
+    def _may_go_on(self) -> bool:
+        """Whether the current task has the turn still, and nobody else has anything to do."""
+        task = self._going_on
+        return (
+            task is not None
+            and task is asyncio.current_task(self._loop)
+            and not self._held
+            and self._turns_to_rest(task) == 1
+        )
+
+    def release(self, task: asyncio.Task[Any]) -> None:
+        """A task of the run has ended."""
         self.tasks.discard(task)
+        if isinstance(task, Task):
+            task.delivery = None
+        else:
+            self._silent -= 1
         self._awake.discard(task)
         self._waits.pop(task, None)
         self.look()
@@ -205,12 +256,18 @@ class Delivery:
             self._scheduled = True
             self._loop.call_soon(self._look)
 
+    def cancelling(self) -> None:
+        """One of its tasks is being cancelled."""
+        self._unsure = True
+        self.look()
+
     def close(self) -> None:
         """The run is over: whoever owns it isn't referred to from here any more."""
         self._on_rest = _nothing
 
     def _look(self) -> None:
         self._scheduled = False
+        self._going_on = None
         is_waited_for = bool(self._recorded or self._arrived or self._new)
         if self._held or not (is_waited_for or self._dormant):
             return
@@ -224,9 +281,9 @@ class Delivery:
         self._scheduled = True
         self._loop.call_soon(self._look)
 
-    def _turns_to_rest(self) -> int:
-        """For how many turns it must look like rest; 0: it doesn't, somebody is about to go on."""
-        turns = _SURELY_QUIET_TURNS
+    def _turns_to_rest(self, running: asyncio.Task[Any] | None = None) -> int:
+        """For how many turns it must look like rest; 0: it doesn't, somebody is about to go on, besides that task."""
+        turns = 2 if self._unsure or self._silent else 1
         future: asyncio.Future[Any] | None
         for task in self._dormant:
             future = getattr(task, "_fut_waiter", None)
@@ -235,10 +292,14 @@ class Delivery:
         for task in self._awake:
             future = getattr(task, "_fut_waiter", None)
             if future is None or future.done():
+                if task is running:
+                    continue
                 return 0
             known = self._waits.get(task)
             if known is None or known[0] is not future:
-                known = self._waits[task] = (future, foreign.ends_with_tasks(task, future))
+                # What it waits for may have ended before (a gather of tasks that are done): then it hears in one turn.
+                self._waits[task] = (future, foreign.ends_with_tasks(task, future))
+                return 0
             if not known[1]:
                 if foreign.is_about_to_end(future):
                     return 0
@@ -248,6 +309,9 @@ class Delivery:
     def _deliver(self) -> None:
         """Give one turn; who no longer waits (its task was cancelled) is passed over."""
         self._quiet = 0
+        self._unsure = False
+        if self._peak > _MANY * (len(self._awake) + 1):  # a set that was large takes as long to walk as it did then
+            self._awake, self._peak = set(self._awake), len(self._awake)
         while self._recorded:
             position, _, future = heappop(self._recorded)
             if not future.done():

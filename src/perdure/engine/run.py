@@ -397,12 +397,14 @@ class Run:
     def adopt(self, task: asyncio.Task[Any]) -> None:
         """A task of the workflow's code."""
         self.delivery.adopt(task)
-        if task is not self._task:
-            task.add_done_callback(self._task_ended)
 
-    def _task_ended(self, task: asyncio.Task[Any]) -> None:
-        """What a task raises while it is unwound is thrown away: asyncio must not complain that nobody retrieved it."""
-        if task.cancelled():
+    def release(self, task: asyncio.Task[Any]) -> None:
+        """A task has ended.
+
+        What it raises while it is unwound is thrown away: asyncio must not complain that nobody retrieved it.
+        """
+        self.delivery.release(task)
+        if task is self._task or task.cancelled():
             return
         if self.over:
             task.exception()

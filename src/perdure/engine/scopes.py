@@ -34,6 +34,7 @@ from typing import Any, Protocol
 from uuid import UUID
 
 from perdure.authoring.context import CURRENT
+from perdure.engine.delivery import Task
 from perdure.errors import ForeignAwait, WrongPlace
 from perdure.model.keys import occurrence, segment
 
@@ -59,6 +60,7 @@ class Running(Protocol):
     @property
     def logger(self) -> Any: ...
     def adopt(self, task: asyncio.Task[Any]) -> None: ...
+    def release(self, task: asyncio.Task[Any]) -> None: ...
     def call(self, key: str, step: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Coroutine[Any, Any, Any]: ...
     def value(self, key: str, make: Callable[[], Any]) -> Any: ...
     def time(self) -> str: ...
@@ -117,8 +119,8 @@ class Scope:
         self._is_bound = True
         if self._parent is not None:
             self._task = weakref.ref(task)
-            task.add_done_callback(self._task_ended)
         self.run.adopt(task)
+        task.add_done_callback(self._task_ended)
 
     def meet(self) -> None:
         """Its code runs: if nobody has told it its task yet, that is an eager one, and the current one."""
@@ -161,6 +163,7 @@ class Scope:
 
     def _task_ended(self, task: asyncio.Task[Any]) -> None:
         """Its name counts among its siblings, though nobody may need it: remember it, because nobody keeps the task."""
+        self.run.release(task)
         if self._segment is None and self._path is None:
             assert self._parent is not None
             self._label = self.label()
@@ -246,6 +249,7 @@ def install(loop: asyncio.AbstractEventLoop) -> Callable[[], None]:
         if not isinstance(scope, Scope) or not (inner is None or inner is scope):
             return _forward(former, loop, coroutine, options)  # the latter: another worker's factory has done it
         _refuse_sets(scope, coroutine)
+        scope.meet()  # before its child does: an eager one must not take itself for the only task
         name: str | None = options.get("name")
         if name is None and former is not None:
             name = _name_given()
@@ -304,6 +308,6 @@ def _forward(
     former: Any, loop: asyncio.AbstractEventLoop, coroutine: Any, options: dict[str, Any]
 ) -> asyncio.Future[Any]:
     if former is None:
-        return asyncio.Task(coroutine, loop=loop, **options)
+        return Task(coroutine, loop=loop, **options)
     task: asyncio.Future[Any] = former(loop, coroutine, **options)
     return task
