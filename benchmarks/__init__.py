@@ -2,6 +2,7 @@
 
     drain      a backlog of one-step workflows, one worker process; beside DBOS
     pickup     from a start in one process to the first step in another, whose worker is idle
+    messages   from a message in one process to the step behind `recv` in another, in a workflow out of memory
     latency    app.run of a one-step workflow, beside one durable insert of a row
     sequence   one workflow of a thousand steps, one after the other
     idle       what a worker takes that has nothing to do

@@ -16,7 +16,18 @@ from benchmarks.bench import Bench, server
 from benchmarks.figures import Figure, table
 from perdure import __version__
 
-MEASUREMENTS = ("drain", "pickup", "latency", "sequence", "idle", "ordering", "replaying", "recovery", "sleeping")
+MEASUREMENTS = (
+    "drain",
+    "pickup",
+    "latency",
+    "sequence",
+    "idle",
+    "ordering",
+    "replaying",
+    "recovery",
+    "sleeping",
+    "messages",
+)
 RESULTS = Path(__file__).parent / "results" / "latest.json"
 
 

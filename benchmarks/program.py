@@ -7,7 +7,7 @@ import os
 import time
 from datetime import timedelta
 
-from perdure import App, sleep, step
+from perdure import App, recv, sleep, step
 
 SCHEMA = "BENCHMARK_SCHEMA"
 TEXT = "x" * 98
@@ -55,6 +55,12 @@ async def many_steps(count: int) -> list[int]:
 @app.workflow
 async def nap(seconds: float) -> int:
     await sleep(timedelta(seconds=seconds))
+    return await clock()
+
+
+@app.workflow
+async def listen() -> int:
+    await recv("go")
     return await clock()
 
 

@@ -3,7 +3,10 @@
 from perdure.app import App
 from perdure.authoring.completion import as_completed
 from perdure.authoring.context import current
+from perdure.authoring.mapping import map
+from perdure.authoring.messages import recv, send
 from perdure.authoring.primitives import now, patched, random, run_step, sleep, sleep_until, timeout, uuid4
+from perdure.authoring.sagas import Saga, saga
 from perdure.authoring.steps import Step, step
 from perdure.authoring.workflows import Invocation, Workflow, workflow
 from perdure.client import Client
@@ -60,6 +63,7 @@ __all__ = [
     "ResultTimeout",
     "Retry",
     "RetryAfter",
+    "Saga",
     "SchemaError",
     "SerializationError",
     "Start",
@@ -78,10 +82,14 @@ __all__ = [
     "WrongState",
     "as_completed",
     "current",
+    "map",
     "now",
     "patched",
     "random",
+    "recv",
     "run_step",
+    "saga",
+    "send",
     "sleep",
     "sleep_until",
     "step",

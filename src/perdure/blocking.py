@@ -113,6 +113,9 @@ class BlockingHandle(Generic[R_co]):
     def resume(self) -> None:
         PORTAL.run(self.handle.resume(), "handle.resume()")
 
+    def send(self, topic: str, value: Any, *, idempotency_key: str | None = None) -> None:
+        PORTAL.run(self.handle.send(topic, value, idempotency_key=idempotency_key), "handle.send()")
+
     def delete(self) -> None:
         PORTAL.run(self.handle.delete(), "handle.delete()")
 

@@ -6,11 +6,13 @@ import asyncio
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, Generic, Protocol, cast
-from uuid import UUID
+from uuid import UUID, uuid5
 
 from typing_extensions import TypeVar
 
 from perdure import management
+from perdure.authoring.context import CURRENT
+from perdure.authoring.messages import dumped
 from perdure.codec import Shape
 from perdure.errors import (
     ReplayMismatch,
@@ -21,6 +23,8 @@ from perdure.errors import (
     WorkflowNotFound,
 )
 from perdure.failures import Catalogue
+from perdure.model.ids import new_id
+from perdure.model.keys import check_name
 from perdure.model.records import Result, StepInfo, WorkflowInfo, info
 from perdure.model.statuses import Status
 from perdure.session import Session
@@ -37,6 +41,7 @@ class Owner(Protocol):
     @property
     def catalogue(self) -> Catalogue: ...
     def decoded(self, text: str) -> str: ...
+    def encoded(self, text: str) -> str: ...
 
 
 class Handle(Generic[R_co]):
@@ -153,6 +158,30 @@ class Handle(Generic[R_co]):
             WrongState: There is nothing to resume.
         """
         await self._apply(management.resume(self._owner.session()))
+
+    async def send(self, topic: str, value: Any, *, idempotency_key: str | None = None) -> None:
+        """Send a message to the workflow, which gets it by `recv(topic)`. When this returns, it is there.
+
+        Args:
+            topic: What the message is about; messages of a topic come in the order in which they were sent.
+            value: JSON, or an instance of a class that `recv` names as `type`.
+            idempotency_key: A second message of that key to this workflow is not sent. In a step, the default is the
+                same for all attempts.
+
+        Raises:
+            WorkflowNotFound: There is no such workflow.
+            WrongState: It has ended.
+            SerializationError: JSON can't carry the value.
+            DatabaseUnavailable: No answer for `connect_timeout`; sending again under the same key is safe.
+        """
+        session = self._owner.session()
+        check_name("topic", topic)
+        payload = self._owner.encoded(dumped(value, topic, session.settings.max_payload))
+        context = CURRENT.get()
+        if idempotency_key is None and context is not None:
+            idempotency_key = context.start_key("send")
+        id = new_id() if idempotency_key is None else uuid5(self.id, idempotency_key)
+        await self._apply(management.send(session, topic, payload, id))
 
     async def delete(self) -> None:
         """Delete the workflow, which must have ended, with all that it recorded; its key is free again.

@@ -1,4 +1,4 @@
-"""What is done to workflows that are under way or have ended: cancel, terminate, resume, delete.
+"""What is done to workflows that are under way or have ended: cancel, terminate, resume, send, delete.
 
     looked for where it may be -> found: done, and those who must know are told
                                -> not found: what is it? ended, unknown, or moving in this moment: begin again
@@ -20,7 +20,7 @@ from perdure import failures
 from perdure.errors import DatabaseUnavailable, PerdureError, WorkflowCancelled, WorkflowNotFound, WrongState
 from perdure.model.keys import CANCEL
 from perdure.session import Session
-from perdure.store.arrays import Uuids
+from perdure.store.arrays import BigInts, Texts, Uuids
 from perdure.store.database import backoff
 from perdure.store.statements import SHARD
 
@@ -114,6 +114,23 @@ def resume(session: Session) -> Verb:
             "waiting": waits,
         },
     )
+
+
+def send(session: Session, topic: str, payload: str, id: UUID, sender: UUID | None = None) -> Verb:
+    """Send a message to a workflow. What was sent before under that id isn't sent again."""
+
+    async def reach(ids: Sequence[UUID]) -> Iterable[Any]:
+        (target,) = ids
+        message = (Uuids([id]), Uuids([target]), BigInts([0]), Texts([topic]), Texts([payload]), Uuids([sender]))
+        rows = await session.database.fetch("send", SHARD, Uuids(ids), *message)
+        session.tell(
+            queues={row.queue for row in rows if row.was == "woken"},
+            asked=[row.workflow_id for row in rows if row.was == "entry"],
+        )
+        return rows or await session.database.fetch("sent", SHARD, target, id)
+
+    ended = "it has ended, and receives nothing any more"
+    return Verb(reach, frozenset(), _UNFINISHED, dict.fromkeys(("success", "error", "cancelled"), ended))
 
 
 def delete(session: Session) -> Verb:

@@ -17,7 +17,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from perdure import telemetry
+from perdure import management, telemetry
 from perdure.authoring.workflows import Workflow
 from perdure.codec import Codec
 from perdure.engine import scopes
@@ -144,6 +144,7 @@ class Worker:
             suspends_from=options.suspends_from.total_seconds(),
             concurrency=options.concurrency,
             time=self._lease.time,
+            post=self._post,
             on_slot=lambda: self._claimer.slot_freed(),
             on_result=self._result,
             on_release=lambda release: self._claimer.release(release),
@@ -358,6 +359,13 @@ class Worker:
         self._session.results.deliver(Result(id, status, payload))
         if self._loop.time() < self._wanted_until:
             self._session.notifier.notify(f"result {id}")
+
+    async def _post(self, target: UUID, topic: str, payload: str, id: UUID, sender: UUID) -> None:
+        outcomes = await management.apply(
+            self._session, [target], management.send(self._session, topic, payload, id, sender)
+        )
+        if (refusal := outcomes[target]) is not None:
+            raise refusal
 
     def _look_at(self, id: UUID) -> None:
         self._requests.ask(id)

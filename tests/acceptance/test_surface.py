@@ -23,15 +23,10 @@ VERSIONS = "versions and patches come later"
 TYPES = "a type, for checkers; its attributes are documented where it is implemented"
 LATER: dict[str, str] = {
     # names
-    "recv": SUSPENSION,
     "answering": SUSPENSION,
-    "send": SUSPENSION,
     "set_event": SUSPENSION,
     "write_stream": STREAMS,
-    "map": SUSPENSION,
     "continue_as_new": SUSPENSION,
-    "saga": MANAGEMENT,
-    "Saga": MANAGEMENT,
     "Question": SUSPENSION,
     "StreamEntry": STREAMS,
     "Json": TYPES,
@@ -40,7 +35,6 @@ LATER: dict[str, str] = {
     "WorkflowDecorator": TYPES,
     "TransactionDecorator": TYPES,
     # methods
-    "Handle.send": SUSPENSION,
     "Handle.ask": SUSPENSION,
     "Handle.get_event": SUSPENSION,
     "Handle.read_stream": STREAMS,

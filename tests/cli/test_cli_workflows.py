@@ -15,7 +15,7 @@ from uuid import uuid4
 import pytest
 from processes import PERDURE, Run, Spawn
 
-from perdure import App, Retry, step
+from perdure import App, Retry, recv, step
 from perdure.cli import tables
 from perdure.embedded import Cluster
 
@@ -51,6 +51,10 @@ def schema(cluster: Cluster) -> Iterator[str]:
     async def declines() -> None:
         await charge(1)
         await decline()
+
+    @app.workflow
+    async def listens() -> list[Any]:
+        return [await recv("numbers"), await recv("numbers")]
 
     @app.workflow
     async def breaks() -> None:
@@ -164,6 +168,36 @@ def test_a_start_that_makes_no_sense_is_refused(run: Run, arguments: list[str], 
     refused = run("workflow", "start", *arguments)
     assert (refused.exit_code, refused.stdout) == (2, "")
     assert message in refused.stderr
+
+
+# --- send -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_message_is_sent_as_json_and_once_under_a_key(run: Run) -> None:
+    id = run("workflow", "start", "listens", "--key", "once").stdout.strip()
+    for value in ("first", "second"):
+        result = run("workflow", "send", id, "numbers", f'"{value}"', "--idempotency-key", "a")
+        assert (result.exit_code, result.output) == (0, "")
+    assert run("workflow", "send", id, "numbers", "-", input='{"n": 2}').exit_code == 0
+    waited = run("workflow", "start", "listens", "--key", "once", "--wait")
+    assert json.loads(waited.stdout) == ["first", {"n": 2}]
+    result = run("workflow", "send", id, "numbers", "3")
+    assert result.exit_code == 1
+    assert "it has ended, and receives nothing any more" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ([MISSING, "numbers", "1"], 1, "no workflow"),
+        (["none", "numbers", "1"], 2, "none"),
+        ([MISSING, "numbers", "one"], 2, "it is no JSON"),
+        ([MISSING, "a/b", "1"], 2, "topic name 'a/b'"),
+    ],
+)
+def test_a_message_that_cannot_be_sent_is_one_line(run: Run, arguments: list[str], code: int, message: str) -> None:
+    result = run("workflow", "send", *arguments)
+    assert (result.exit_code, message in result.stderr) == (code, True), result.stderr
 
 
 # --- list -------------------------------------------------------------------------------------------------------------

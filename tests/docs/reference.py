@@ -38,6 +38,11 @@ SECTIONS = {
         "run_step",
         "patched",
         "as_completed",
+        "map",
+        "recv",
+        "send",
+        "saga",
+        "Saga",
     ],
     "Payloads": ["Codec"],
 }
@@ -59,7 +64,7 @@ VERBS = {
         "import_",
         "close",
     ],
-    "Handle": ["result", "status", "describe", "steps", "cancel", "terminate", "resume", "delete"],
+    "Handle": ["result", "status", "describe", "steps", "cancel", "terminate", "resume", "send", "delete"],
     "Step": ["with_options"],
 }
 TESTING = {

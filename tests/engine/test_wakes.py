@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import psycopg
 import pytest
@@ -21,7 +21,7 @@ from perdure.engine.loop import Turns
 from perdure.engine.timers import Timers
 from perdure.engine.writer import Writer
 from perdure.model.records import Checkpoint, Suspension
-from perdure.store.arrays import Texts, Uuids
+from perdure.store.arrays import BigInts, Texts, Uuids
 from perdure.store.statements import SHARD, statements
 from perdure.worker import WorkerOptions
 
@@ -60,6 +60,12 @@ def resuming(*ids: UUID) -> Deed:
     return "resume_parked", [SHARD, list(ids), "token"]
 
 
+def sending(*ids: UUID) -> Deed:
+    count = len(ids)
+    new = [uuid4() for _ in ids]
+    return "send", [SHARD, list(ids), new, list(ids), [0] * count, ["topic"] * count, ["1"] * count, [None] * count]
+
+
 def waking() -> Deed:
     return "wake_due", [SHARD, 100]
 
@@ -79,7 +85,14 @@ async def done_but_not_committed(
 
 async def do(database: FaultyDatabase, deed: Deed) -> list[Any]:
     name, params = deed
-    return list(await database.attempt(name, *(Uuids(p) if isinstance(p, list) else p for p in params)))
+    return list(await database.attempt(name, *map(_as_array, params)))
+
+
+def _as_array(param: Any) -> Any:
+    if not isinstance(param, list):
+        return param
+    kinds: dict[type, Callable[..., Any]] = {UUID: Uuids, int: BigInts, str: Texts, type(None): Uuids}
+    return kinds[type(param[0])](param)  # pyright: ignore[reportUnknownArgumentType, reportUnknownMemberType]
 
 
 def parked_attempt(key: str = "step") -> Checkpoint:
@@ -88,7 +101,7 @@ def parked_attempt(key: str = "step") -> Checkpoint:
 
 def falls_asleep(writer: Writer, run: FakeRun, seconds: float | None = 3600, *, seen: int = 0) -> None:
     due = None if seconds is None else time.monotonic() + seconds
-    writer.suspend(run, Suspension("operator" if due is None else "timer", due, seen))
+    writer.suspend(run, Suspension("operator" if due is None else "timer", due, seen, hears=True))
 
 
 async def held(database: FaultyDatabase, me: UUID, count: int = 1) -> list[FakeRun]:
@@ -121,7 +134,7 @@ def keys(sql: Sql, id: UUID) -> list[str]:
 # --- a suspension and whoever has something ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("asking", [cancelling, resuming])
+@pytest.mark.parametrize("asking", [cancelling, resuming, sending])
 async def test_a_suspension_after_something_came_is_refused(
     database: FaultyDatabase, writer: Writer, me: UUID, sql: Sql, asking: Callable[..., Deed]
 ) -> None:
@@ -147,7 +160,7 @@ async def test_a_suspension_that_has_seen_what_came_is_no_longer_refused(
     assert (entries(sql), waits(sql)) == ([], [(run.id, "timer", 1)])
 
 
-@pytest.mark.parametrize("asking", [cancelling, resuming, terminating])
+@pytest.mark.parametrize("asking", [cancelling, resuming, terminating, sending])
 async def test_whoever_comes_while_a_suspension_is_being_written_finds_it_written(
     database: FaultyDatabase,
     writer: Writer,
@@ -175,10 +188,10 @@ async def test_whoever_comes_while_a_suspension_is_being_written_finds_it_writte
     assert not [key for key in keys(sql, run.id) if key.startswith("$")], "it wrote nothing"
     assert len(await do(database, asking(run.id))) == 1
     assert waits(sql) == []
-    assert entries(sql) == ([] if asking is terminating else [(run.id, None, 1, 0)])
+    assert entries(sql) == ([] if asking is terminating else [(run.id, None, 1, 1 if asking is sending else 0)])
 
 
-@pytest.mark.parametrize("asking", [cancelling, resuming])
+@pytest.mark.parametrize("asking", [cancelling, resuming, sending])
 async def test_a_suspension_that_comes_while_something_is_being_written_waits_and_is_refused(
     database: FaultyDatabase,
     writer: Writer,
@@ -260,7 +273,7 @@ async def test_what_a_suspension_sets_aside_is_set_aside_also_where_it_is_refuse
 # --- an end, and whoever has something -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("asking", [cancelling, terminating])
+@pytest.mark.parametrize("asking", [cancelling, terminating, sending])
 async def test_whoever_comes_while_a_result_is_being_written_comes_too_late(
     database: FaultyDatabase,
     writer: Writer,
@@ -277,7 +290,8 @@ async def test_whoever_comes_while_a_result_is_being_written_comes_too_late(
         writer.record(run, outcome("step"))
         writer.complete(run, "success", "1")
         await waits_for_a_lock(sql, schema)
-        asked = asyncio.ensure_future(handle.cancel() if asking is cancelling else handle.terminate())
+        verbs = {cancelling: handle.cancel, terminating: handle.terminate, sending: lambda: handle.send("topic", 1)}
+        asked = asyncio.ensure_future(verbs[asking]())
         await waits_for_a_lock(sql, schema, 2)
         await blocker.rollback()
         with pytest.raises(WrongState, match="success"):
@@ -379,7 +393,7 @@ async def test_a_claim_passes_by_what_is_being_cancelled_before_it_ran(
 # --- a wait that is due, and whoever has something -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("asking", [cancelling, resuming, terminating])
+@pytest.mark.parametrize("asking", [cancelling, resuming, terminating, sending])
 async def test_whoever_comes_while_a_timer_wakes_a_workflow_finds_it_awake(
     database: FaultyDatabase,
     writer: Writer,
@@ -404,7 +418,7 @@ async def test_whoever_comes_while_a_timer_wakes_a_workflow_finds_it_awake(
     assert entries(sql) == ([] if asking is terminating else [(run.id, None, 1, 1)])
 
 
-@pytest.mark.parametrize("asking", [cancelling, resuming, terminating])
+@pytest.mark.parametrize("asking", [cancelling, resuming, terminating, sending])
 async def test_a_timer_passes_by_what_is_being_woken_and_wakes_nothing_twice(
     database: FaultyDatabase,
     writer: Writer,
@@ -425,7 +439,7 @@ async def test_a_timer_passes_by_what_is_being_woken_and_wakes_nothing_twice(
         await asker.commit()
     assert await do(database, waking()) == []
     assert waits(sql) == []
-    assert entries(sql) == ([] if asking is terminating else [(run.id, None, 1, 0)])
+    assert entries(sql) == ([] if asking is terminating else [(run.id, None, 1, 1 if asking is sending else 0)])
 
 
 async def test_of_many_timers_one_wakes_each_workflow(

@@ -28,7 +28,7 @@ from perdure.store.statements import SHARD, in_schema, statements
 
 BATCH = 100
 MODES = ("force_custom_plan", "force_generic_plan")
-LARGE = ("workflow_rows", "checkpoints", "queue_entries", "waits", "deadlines")
+LARGE = ("workflow_rows", "checkpoints", "queue_entries", "waits", "deadlines", "message_rows")
 
 ME = UUID("01900000-0000-7000-8000-aaaaaaaaaaaa")
 DEAD = UUID("01900000-0000-7000-8000-dddddddddddd")
@@ -67,15 +67,19 @@ SELECT 1, pg_temp.id(n), 'default', 'work-' || n % 10, pg_temp.at(n),
        CASE WHEN n % {stride} = 0 THEN 1 ELSE 0 END, CASE WHEN n % {stride} = 0 THEN pg_temp.at(n) END
 FROM generate_series(1, {rows}) AS n;
 
-INSERT INTO perdure.waits (shard, workflow_id, waiting_for, wake_at, queue, name, enqueued_at, created_at)
+INSERT INTO perdure.waits (shard, workflow_id, waiting_for, wake_at, queue, name, hears, enqueued_at, created_at)
 SELECT 1, pg_temp.id(n), CASE WHEN n % 2 = 0 THEN 'start' ELSE 'worker' END,
        CASE WHEN n % 200 = 0 THEN pg_temp.at(n) WHEN n % 2 = 0 THEN timestamptz '2100-01-01' END,
-       'default', 'work-' || n % 10, pg_temp.at(n), pg_temp.at(n)
+       'default', 'work-' || n % 10, n % 4 = 0, pg_temp.at(n), pg_temp.at(n)
 FROM generate_series({rows} + {rows} / 10 + 1, {rows} + {rows} / 10 + {rows} / 10) AS n;
 
 INSERT INTO perdure.deadlines (shard, workflow_id, due_at)
 SELECT 1, pg_temp.id(n), CASE WHEN n % 1000 = 0 THEN pg_temp.at(n) ELSE timestamptz '2100-01-01' END
 FROM generate_series(1, {rows}) AS n;
+
+INSERT INTO perdure.message_rows (shard, workflow_id, place, id, topic, payload, created_at)
+SELECT 1, pg_temp.id(n), 65536, pg_temp.id(n), 'topic', '1', pg_temp.at(n)
+FROM generate_series(1, {rows} + {rows} / 10) AS n;
 
 INSERT INTO perdure.retention_rows (shard, name, keep_seconds)
 SELECT 1, 'work-' || n, CASE WHEN n % 2 = 0 THEN 86400 END FROM generate_series(1, least({rows}, 10)) AS n;
@@ -211,7 +215,7 @@ def _suspend(tables: Tables) -> Sequence[Any]:
         Texts(["2"] * count), BigInts([1] * count), Ints([0] * count), Times([LONG_AGO] * count), leaving, left,
         BigInts([0] * left), Texts(["timer"] * left), Floats([60.0] * left), Uuids(leaving[: left // 2]),
         Texts(["$input"] * (left // 2)), going, BigInts([1] * len(going)), Texts(["poll#t"] * len(going)),
-        Ints([1] * len(going)), Floats([60.0] * len(going)),
+        Ints([1] * len(going)), Floats([60.0] * len(going)), Ints(n % 2 for n in range(left)),
     )  # fmt: skip
 
 
@@ -258,10 +262,20 @@ _HELD = "queue_entries_running"
 _ROW, _KEY, _CHECKPOINT = "workflow_rows_pkey", "workflow_rows_key", "checkpoints_pkey"
 _FAILED = "checkpoints_failed_results"
 _DEADLINE = "deadlines_pkey"
+_MESSAGE = "message_rows_pkey message_rows_id"
 
 
 def _cancel(ids: Uuids) -> Sequence[Any]:
     return (SHARD, ids, "$cancel", "{}", "$cancel#2", "cancelled", "{}")
+
+
+def _sent(ids: Uuids) -> Sequence[Any]:
+    count = len(ids)
+    new = Uuids(UUID(int=number) for number in range(count))
+    return (
+        SHARD, ids, new, ids, BigInts([0] * count), Texts(["topic"] * count), Texts(["1"] * count),
+        Uuids([None] * count),
+    )  # fmt: skip
 
 
 CASES = (
@@ -347,13 +361,31 @@ CASES = (
     _case("cancel", lambda t: _cancel(t.mine()), f"{_ENTRY} {_WAIT}", pages=40, rows=30),
     _case("cancel", lambda t: _cancel(_waiting(t)), f"{_ENTRY} {_WAIT}", pages=40, rows=30, label="of the waiting"),
     _case("terminate", lambda t: (SHARD, t.mine(), "{}"), f"{_ENTRY} {_WAIT}", pages=40, rows=30),
-    _case("resume_ended", lambda t: (SHARD, t.ended(), "r"), f"{_CHECKPOINT} {_ROW} {_DEADLINE}", pages=60, rows=40),
+    _case(
+        "resume_ended",
+        lambda t: (SHARD, t.ended(), "r"),
+        f"{_CHECKPOINT} {_ROW} {_DEADLINE} {_MESSAGE}",
+        pages=60,
+        rows=40,
+    ),
     _case("resume_parked", lambda t: (SHARD, _waiting(t), "r"), f"{_CHECKPOINT} {_ENTRY} {_WAIT}", pages=40, rows=20),
     _case("resume_imported", lambda t: (SHARD, _waiting(t)), _WAIT, pages=40, rows=20),
     _case("resumed", lambda t: (SHARD, t.ended(), "r"), _CHECKPOINT),
     _case("states", lambda t: (SHARD, t.ended()), f"{_ROW} {_ENTRY} {_WAIT} {_CHECKPOINT}", pages=40),
-    _case("requests", lambda t: (SHARD, ME, t.mine()), f"{_ENTRY} {_CHECKPOINT}"),
-    _case("delete_ended", lambda t: (SHARD, t.ended()), f"{_CHECKPOINT} {_ROW} {_DEADLINE}", pages=40, rows=20),
+    _case(
+        "requests",
+        lambda t: (SHARD, ME, t.mine(), BigInts([0] * BATCH)),
+        f"{_ENTRY} {_CHECKPOINT} {_MESSAGE}",
+        pages=16,
+        rows=16,
+    ),
+    _case("send", lambda t: _sent(t.mine()), f"{_ENTRY} {_WAIT} {_MESSAGE}", pages=40, rows=30),
+    _case("send", lambda t: _sent(_waiting(t)), f"{_ENTRY} {_WAIT} {_MESSAGE}", pages=60, rows=40, label="to waiting"),
+    _case("sent", lambda t: (SHARD, t.mine()[0], t.mine()[0]), _MESSAGE, batch=1),
+    _case("messages", lambda t: (SHARD, t.mine()), _MESSAGE),
+    _case(
+        "delete_ended", lambda t: (SHARD, t.ended()), f"{_CHECKPOINT} {_ROW} {_DEADLINE} {_MESSAGE}", pages=40, rows=24
+    ),
     _case(
         "expired", lambda t: (SHARD, t.id(t.rows), BATCH, 60.0, None, None), f"{_ROW} {_CHECKPOINT}", pages=20, rows=40
     ),

@@ -35,6 +35,10 @@ VIEWS = {
         name text, paused boolean, pending bigint, running bigint, oldest_pending_at timestamptz,
         created_at timestamptz
     """,
+    "messages": """
+        workflow_id uuid, id uuid, topic text, payload jsonb, sender_id uuid, created_at timestamptz,
+        received_at timestamptz, place bigint
+    """,
     "versions": "version text, pending bigint, running bigint, waiting bigint, workers bigint",
 }
 

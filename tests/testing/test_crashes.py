@@ -9,11 +9,12 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from types import ModuleType
 from typing import Any
+from uuid import UUID
 
 import psycopg
 import pytest
 
-from perdure import App, Handle, Retry, RetryAfter, current, now, random, sleep, step, timeout, uuid4
+from perdure import App, Handle, Retry, RetryAfter, current, now, random, recv, saga, send, sleep, step, timeout, uuid4
 from perdure.testing import CrashFailure, TestBed
 from perdure.testing.crashes import Boundaries, importable
 
@@ -144,6 +145,65 @@ async def test_a_cancellation_with_its_clean_up_comes_to_the_same_end(bed: Bed) 
 
         report = await kit.crash_everywhere(book(), drive=cancel)
     assert "before step 'release#2' (attempt 1)" in report.boundaries
+
+
+async def test_messages_are_sent_and_received_once_wherever_it_crashes(bed: Bed) -> None:
+    app = App("talks")
+    collectors: list[Handle[list[int]]] = []
+
+    @app.workflow
+    async def collect() -> list[int]:
+        return [await recv("numbers", type=int) for _ in range(3)]
+
+    @step
+    async def report(to: UUID, number: int) -> None:
+        await send(to, "numbers", number)
+
+    @app.workflow
+    async def flow() -> str:
+        collector = await recv("collector", type=UUID)
+        await send(collector, "numbers", 1)
+        await report(collector, 2)
+        try:
+            await recv("collector", timeout=DAY)
+        except TimeoutError:
+            await send(collector, "numbers", 3)
+        return "sent"
+
+    async def tell(handle: Handle[str]) -> None:
+        collectors.append(await app.start(collect()))
+        await handle.send("collector", collectors[-1].id)
+
+    async with bed(app) as kit:
+        tried = await kit.crash_everywhere(flow(), drive=tell)
+        assert [await kit.finish(collector) for collector in collectors] == [[1, 2, 3]] * len(collectors)
+    assert {"before step 'send()' (attempt 1)", "after step 'send()#2' (attempt 1)"} <= set(tried.boundaries)
+    assert tried.reran == ("report",)
+
+
+async def test_a_saga_undoes_the_same_wherever_it_crashes(bed: Bed) -> None:
+    app, booked = App("trips"), set[str]()
+
+    @step(idempotent=True)
+    async def book(what: str) -> str:
+        if what == "car":
+            raise ValueError("no car left")
+        booked.add(what)
+        return what
+
+    @step(idempotent=True)
+    async def undo(what: str) -> None:
+        booked.discard(what)
+
+    @app.workflow
+    async def trip() -> None:
+        async with saga() as s:
+            for what in ("flight", "hotel", "car"):
+                s.compensate(undo, await book(what))
+
+    async with bed(app) as kit:
+        report = await kit.crash_everywhere(trip(), same=lambda one, other: one.error == other.error and not booked)
+    assert {"before step 'undo#2' (attempt 1)", "after step 'undo' (attempt 1)"} <= set(report.boundaries)
 
 
 async def test_a_workflow_that_a_crash_changes_is_found(bed: Bed) -> None:

@@ -76,6 +76,19 @@ class Context(Current, Protocol):
         """A durable wait; how long is asked where it begins."""
         ...
 
+    def receive(self, topic: str, limit: timedelta | None) -> Coroutine[Any, Any, str]:
+        """The payload of the next message of a topic."""
+        ...
+
+    def send(self, target: UUID, topic: str, payload: str) -> Coroutine[Any, Any, None]:
+        """Send a message, once."""
+        ...
+
+    @property
+    def max_payload(self) -> int:
+        """The largest payload, in bytes."""
+        ...
+
     def limit(self, delay: timedelta | None) -> AbstractAsyncContextManager[Any]:
         """A durable limit of time."""
         ...

@@ -31,8 +31,10 @@ from perdure.client import Client
 from perdure.model.keys import DEADLINE, attempted_key
 from perdure.model.records import StepInfo, WorkflowInfo
 from perdure.model.statuses import Status
-from perdure.store.arrays import Uuids
+from perdure.store.arrays import BigInts, Uuids
 from perdure.store.statements import SHARD
+
+_NO_MESSAGES = 2**62  # behind all of them
 
 # --- list -------------------------------------------------------------------------------------------------------------
 
@@ -108,7 +110,8 @@ async def _requests(client: Client, row: WorkflowInfo) -> list[str]:
     """Who has asked a workflow to end that is pending or running."""
     if row.status not in (Status.PENDING, Status.RUNNING):
         return []
-    found = await client.session().database.fetch("requests", SHARD, row.worker_id, Uuids([row.id]))
+    database = client.session().database
+    found = await database.fetch("requests", SHARD, row.worker_id, Uuids([row.id]), BigInts([_NO_MESSAGES]))
     return [_asked(json.loads(each.payload)) for each in found if each.kind == "request"]
 
 

@@ -15,6 +15,7 @@ _LATER = {
     "list": Lazy("perdure.cli.look:list_", "List workflows, newest first."),
     "prune": Lazy("perdure.cli.manage:prune", "Delete what has been over for longer than it is kept."),
     "resume": Lazy("perdure.cli.manage:resume", "Let workflows go on from their last checkpoint."),
+    "send": Lazy("perdure.cli.send:send", "Send a message to a workflow, which gets it by recv(TOPIC)."),
     "show": Lazy("perdure.cli.look:show_", "Show a workflow: where it stands, its input, and its output or its error."),
     "start": Lazy("perdure.cli.start:start", "Start a workflow and print its id."),
     "steps": Lazy(

@@ -34,7 +34,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from datetime import datetime, timedelta
 from typing import Any, NoReturn, Protocol
 from uuid import UUID
@@ -111,6 +111,9 @@ class Caller(Protocol):
     def decoded(self, text: str) -> str: ...
     def time(self) -> str: ...
     def mismatch(self, recorded: Recorded, asked: str) -> RunEnded: ...
+    @property
+    def max_payload(self) -> int: ...
+    def post(self, target: UUID, topic: str, payload: str, id: UUID) -> Coroutine[Any, Any, None]: ...
 
 
 async def call(run: Caller, key: str, step: Step[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -29,7 +29,7 @@ from perdure.engine.executor import Executor, Release
 from perdure.engine.leases import Lease
 from perdure.engine.loop import Loop, Turns
 from perdure.engine.writer import Writer
-from perdure.model.records import Claim, Recorded
+from perdure.model.records import Claim, Message, Recorded
 from perdure.store.arrays import BigInts, Texts, Uuids
 from perdure.store.database import Database, Interrupted
 from perdure.store.statements import SHARD
@@ -243,6 +243,7 @@ class Claimer(Loop):
         """The claims, oldest first, with the history of those that ran before."""
         again = [row.workflow_id for row in rows if row.epoch > 1 or row.wakes > 0]
         histories = await self._histories(again) if again else {}
+        messages = await self._messages([row.workflow_id for row in rows if row.wakes > 0])
         ordered = sorted(rows, key=_place) if len(rows) > 1 else rows
         return [
             Claim(
@@ -257,9 +258,19 @@ class Claimer(Loop):
                 wakes=row.wakes,
                 deadline=row.deadline,
                 history=histories.get(row.workflow_id, ()),
+                messages=messages.get(row.workflow_id, ()),
             )
             for row in ordered
         ]
+
+    async def _messages(self, ids: list[UUID]) -> dict[UUID, tuple[Message, ...]]:
+        if not ids:
+            return {}
+        rows = await self._database.attempt("messages", SHARD, Uuids(ids))
+        return {
+            id: tuple(Message(*row[1:]) for row in group)
+            for id, group in itertools.groupby(rows, key=lambda row: row.workflow_id)
+        }
 
     async def _histories(self, ids: list[UUID]) -> dict[UUID, tuple[Recorded, ...]]:
         rows = await self._database.attempt("load", SHARD, Uuids(ids))

@@ -1,4 +1,5 @@
-"""What others have for workflows that run here: a cancellation, a deadline, an operator who resumes a parked step.
+"""What others have for workflows that run here: a cancellation, a deadline, a message, an operator who resumes a
+parked step.
 
 Whoever has something writes it, and counts up `wakes` on the entry, in one statement. A hint (`workflow ID`) makes the
 worker look at once. The truth is the heartbeat, which returns the sum of `wakes` over all entries that the worker
@@ -13,7 +14,8 @@ from uuid import UUID
 from perdure.engine.executor import Executor
 from perdure.engine.leases import Lease
 from perdure.engine.loop import Loop, Turns
-from perdure.store.arrays import Uuids
+from perdure.model.records import Message
+from perdure.store.arrays import BigInts, Uuids
 from perdure.store.database import Database
 from perdure.store.statements import SHARD
 
@@ -73,14 +75,18 @@ class Requests(Loop):
         if not runs:
             return
         waiting = {id: run.waits.of("operator") for id, run in runs.items()}
-        rows = await self._database.attempt("requests", SHARD, worker_id, Uuids(runs))
+        known = BigInts(run.inbox.after for run in runs.values())
+        rows = await self._database.attempt("requests", SHARD, worker_id, Uuids(runs), known)
         found: dict[UUID, int] = {}
         requests: dict[UUID, dict[str, str]] = {}
+        messages: dict[UUID, list[Message]] = {}
         parked: dict[UUID, set[str]] = {}
         for row in rows:
             found[row.workflow_id] = row.wakes if row.epoch == runs[row.workflow_id].epoch else -1
             if row.kind == "request":
                 requests.setdefault(row.workflow_id, {})[row.key] = row.payload
+            elif row.kind == "message":
+                messages.setdefault(row.workflow_id, []).append(Message(row.place, row.key, row.payload))
             elif row.kind == "park":
                 parked.setdefault(row.workflow_id, set()).add(row.key.rpartition("#a")[0])
         for id, run in runs.items():
@@ -88,6 +94,7 @@ class Requests(Loop):
                 continue
             wakes = found.get(id, -1)
             if wakes >= 0:
-                run.look(wakes, requests.get(id, {}), frozenset(parked.get(id, ())), waiting[id])
+                sent = sorted(messages.get(id, ()))
+                run.look(wakes, requests.get(id, {}), sent, frozenset(parked.get(id, ())), waiting[id])
             elif not run.waits.frozen:  # else its suspension is under way, and will tell
                 self._executor.drop([id], "an operator or another worker has taken it")

@@ -28,7 +28,7 @@ import json
 import logging
 import weakref
 from collections import deque
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Callable, Collection, Coroutine, Iterable
 from contextvars import copy_context
 from datetime import datetime, timedelta
 from random import Random
@@ -43,6 +43,7 @@ from perdure.codec import Codec
 from perdure.engine import calls, foreign, waiting
 from perdure.engine.alarms import Alarms
 from perdure.engine.delivery import Delivery
+from perdure.engine.inbox import Inbox, receive
 from perdure.engine.scopes import Scope
 from perdure.engine.threads import Threads
 from perdure.engine.waiting import Limit, Waits
@@ -67,7 +68,7 @@ from perdure.model.keys import (
     timer_key,
     waited_key,
 )
-from perdure.model.records import Checkpoint, Claim, Recorded, Suspension
+from perdure.model.records import Checkpoint, Claim, Message, Recorded, Suspension
 from perdure.model.retry import RetryAfter
 
 _CANCELS = 3
@@ -104,6 +105,10 @@ class Host(Protocol):
     max_payload: int
     draining: bool
     version: str
+
+    async def post(self, target: UUID, topic: str, payload: str, id: UUID, sender: UUID) -> None:
+        """Send a message; one that was sent before under that id isn't sent again."""
+        ...
 
     def time(self) -> datetime:
         """The database's time, as well as it is known here."""
@@ -171,6 +176,8 @@ class Run:
         position = 0
         if claim.history:
             position = self._remember(claim.history)
+        received = frozenset(each.args_hash for each in self.history.values() if each.kind == "message")
+        self.inbox = Inbox(claim.messages, received, self.waits)
         self.delivery = Delivery(host.loop, position, self._at_rest)
         self._put = 0
         self._acknowledged = 0
@@ -456,6 +463,21 @@ class Run:
                 self.value(key, lambda: True)
         return self._patches[name]
 
+    async def receive(self, key: str, topic: str, limit: timedelta | None) -> str:
+        """The payload of the next message of a topic, under the key that was drawn for it."""
+        if self.over:
+            raise RunEnded
+        return await receive(self, key, topic, limit)
+
+    async def post(self, target: UUID, topic: str, payload: str, id: UUID) -> None:
+        """Send a message; the same id is sent once."""
+        await self.host.post(target, topic, self.encoded(payload), id, self.id)
+
+    @property
+    def max_payload(self) -> int:
+        """The largest payload, in bytes."""
+        return self.host.max_payload
+
     def limit(self, key: str, delay: timedelta | None) -> Limit:
         """A durable limit of time."""
         if self.over:
@@ -563,7 +585,7 @@ class Run:
             if left <= self.host.suspends_from:
                 return
         self.waits.frozen = True
-        self._suspend(Suspension(kind, due, self.seen))
+        self._suspend(Suspension(kind, due, self.seen, hears=bool(self.waits.of("message"))))
 
     def _suspend(self, suspension: Suspension) -> None:
         self._suspension = suspension
@@ -586,18 +608,27 @@ class Run:
 
     # --- being asked to end ----------------------------------------------------------------------------------------
 
-    def look(self, wakes: int, requests: dict[str, str], parked: frozenset[str], waiting: Collection[str]) -> None:
+    def look(
+        self,
+        wakes: int,
+        requests: dict[str, str],
+        messages: Iterable[Message],
+        parked: frozenset[str],
+        waiting: Collection[str],
+    ) -> None:
         """What somebody has for it.
 
         Args:
             wakes: How often it was woken.
             requests: What it is asked for.
+            messages: What was sent to it, and it doesn't know yet.
             parked: Which of its steps are still parked.
             waiting: Which of them waited for an operator before that was read. Of one that waits since then it isn't
                 clear whether it was resumed, or parked too late to be among `parked`: then this look doesn't count.
         """
         self._requests |= requests
         self._heed()
+        self.inbox.put(messages)
         resumed = [key for key in self.waits.of("operator") if key not in parked]
         if all(key in waiting for key in resumed):
             self.seen = max(self.seen, wakes)

@@ -34,6 +34,7 @@ from typing import Any, Protocol
 from uuid import UUID
 
 from perdure.authoring.context import CURRENT
+from perdure.authoring.messages import POST
 from perdure.engine.delivery import Task
 from perdure.errors import ForeignAwait, WrongPlace
 from perdure.model.keys import occurrence, segment
@@ -66,6 +67,9 @@ class Running(Protocol):
     def time(self) -> str: ...
     def sleep(self, key: str, name: str, delay: Callable[[], timedelta]) -> Coroutine[Any, Any, None]: ...
     def limit(self, key: str, delay: timedelta | None) -> AbstractAsyncContextManager[Any]: ...
+    def receive(self, key: str, topic: str, limit: timedelta | None) -> Coroutine[Any, Any, str]: ...
+    @property
+    def max_payload(self) -> int: ...
     def patched(self, name: str) -> bool: ...
     @property
     def call_code(self) -> CodeType: ...
@@ -193,6 +197,16 @@ class Scope:
 
     def sleep(self, name: str, delay: Callable[[], timedelta]) -> Coroutine[Any, Any, None]:
         return self.run.sleep(self.draw(f"{name}()"), name, delay)
+
+    def receive(self, topic: str, limit: timedelta | None) -> Coroutine[Any, Any, str]:
+        return self.run.receive(self.draw(f"recv({topic})"), topic, limit)
+
+    def send(self, target: UUID, topic: str, payload: str) -> Coroutine[Any, Any, None]:
+        return self.call(POST, (str(target), topic, payload), {})
+
+    @property
+    def max_payload(self) -> int:
+        return self.run.max_payload
 
     def limit(self, delay: timedelta | None) -> AbstractAsyncContextManager[Any]:
         return self.run.limit(self.draw("timeout()"), delay)

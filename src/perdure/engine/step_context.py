@@ -6,11 +6,14 @@ import logging
 from collections.abc import Callable, Coroutine
 from datetime import datetime, timedelta
 from typing import Any, NoReturn, Protocol
-from uuid import UUID
+from uuid import UUID, uuid5
 
 from perdure.authoring.steps import Step, direct
 from perdure.errors import NotInWorkflow, RunEnded, StepTimeout
 from perdure.model.keys import occurrence
+
+_MESSAGES = UUID("6f0d4a52-5f0e-5b6a-9f50-6f7065726475")
+"""The namespace of messages that steps send."""
 
 
 class Caller(Protocol):
@@ -25,7 +28,10 @@ class Caller(Protocol):
 
     deadline: datetime | None
 
+    @property
+    def max_payload(self) -> int: ...
     def time(self) -> str: ...
+    def post(self, target: UUID, topic: str, payload: str, id: UUID) -> Coroutine[Any, Any, None]: ...
 
 
 class StepContext:
@@ -55,6 +61,17 @@ class StepContext:
         raise NotInWorkflow(
             f"{name}()", "in a step use asyncio.sleep() or time.sleep(): what a step does isn't recorded"
         )
+
+    def receive(self, topic: str, limit: timedelta | None) -> NoReturn:
+        raise NotInWorkflow("recv()", "receive in the workflow, and give the step what came")
+
+    def send(self, target: UUID, topic: str, payload: str) -> Coroutine[Any, Any, None]:
+        id = uuid5(_MESSAGES, self.start_key("send"))  # the same in each attempt, so it is sent once
+        return self._run.post(target, topic, payload, id)
+
+    @property
+    def max_payload(self) -> int:
+        return self._run.max_payload
 
     def limit(self, delay: timedelta | None) -> NoReturn:
         raise NotInWorkflow("timeout()", "in a step use asyncio.timeout(), or give the step a timeout=")

@@ -11,7 +11,8 @@ primary key does the rest: of two transactions for one step at most one commits.
   the checkpoint. Not there: the body runs again; should the first one commit after all, the second one's checkpoint
   collides, it rolls back, and the first one's outcome counts.
 - The owner freezes in the middle: `idle_in_transaction_session_timeout` (one lease) ends its transaction, so that it
-  doesn't hold up a take-over for longer.
+  doesn't hold up a take-over for longer. The process goes on: the body runs again, which is no failed attempt; a body
+  that does it a few times in a row has itself to blame, and that is its failure.
 - Two transactions in conflict (40001, 40P01): the body runs again, which is no failed attempt.
 
 The turn is kept until the commit is certain: a position is drawn before it, and nothing may be delivered out of order.
@@ -37,6 +38,8 @@ from perdure.store.database import Database, Interrupted, backoff
 from perdure.store.statements import SHARD
 
 _CONFLICT = ("40001", "40P01")
+_IDLED = "25P03"
+_MOST_IDLED = 2
 _ISOLATION = {
     "read committed": sql.SQL("READ COMMITTED"),
     "repeatable read": sql.SQL("REPEATABLE READ"),
@@ -57,6 +60,7 @@ class Transactions:
 
     async def attempt(self, call: Call, began: float) -> Any:
         """One attempt: its value, recorded. What the body raises is raised, after the rollback."""
+        idled = 0
         for pause in backoff():
             try:
                 return await self._transaction(call, began)
@@ -64,7 +68,8 @@ class Transactions:
                 found, value = await self._recorded(call)
                 if found:
                     return value
-                if not _is_worth_repeating(error):
+                idled += error.sqlstate == _IDLED
+                if not _is_worth_repeating(error) or idled > _MOST_IDLED:
                     raise
             await asyncio.sleep(pause)
             if call.run.over:
@@ -170,7 +175,7 @@ class Transactions:
 
 
 def _is_worth_repeating(error: psycopg.Error) -> bool:
-    """A conflict with another transaction, or a connection that went: no failure of the step."""
+    """A conflict with another transaction, or a process or a connection that failed: no failure of the step."""
     if error.sqlstate is not None:
-        return error.sqlstate in _CONFLICT or error.sqlstate.startswith(("08", "57P"))
+        return error.sqlstate in (*_CONFLICT, _IDLED) or error.sqlstate.startswith(("08", "57P"))
     return isinstance(error, psycopg.OperationalError)

@@ -156,12 +156,12 @@ async def sleep(run: Waiter, key: str, name: str, delay: Callable[[], timedelta]
         return
     if run.history or run.delivery.has_recorded:
         await run.delivery.live()
-    due = await wait(run, key, "timer", _begun(run, key, delay))
+    due = await wait(run, key, "timer", begun(run, key, delay))
     position = await run.delivery.turn(due)
     run.record(Checkpoint(key, "sleep", position, "success", None))
 
 
-def _begun(run: Waiter, key: str, delay: Callable[[], timedelta]) -> float:
+def begun(run: Waiter, key: str, delay: Callable[[], timedelta]) -> float:
     """What is left of a wait that began before; a new one is recorded."""
     left = run.timers.pop(key, None)
     if left is not None:
@@ -208,7 +208,7 @@ class Limit:
             return self
         # No wait for the history to be served: the code went on at once when this was recorded, before other tasks did.
         delay = self._delay
-        left = _begun(run, self._key, lambda: delay)
+        left = begun(run, self._key, lambda: delay)
         due = run.host.alarms.time() + left
         run.waits.add(self._key, "timer", left, lambda: self._take_turn(run.delivery.arrived(due), is_new=True))
         return self

@@ -308,6 +308,7 @@ class Writer:
             Floats([None if due is None else max(0.0, due - now) for _, (_, due, *_) in suspended]),
             *columns(asides, (Uuids, Texts)),
             *columns(put_off, (Uuids, BigInts, Texts, Ints, Floats)),
+            Ints([int(suspension.hears) for _, suspension in suspended]),
         )
         return frozenset(answer.awake) if answer.held else None
 

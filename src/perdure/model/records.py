@@ -55,12 +55,22 @@ class Suspension(NamedTuple):
     """How a run leaves memory: what it waits for, and until when (by the loop's clock; None: until it is woken).
 
     `seen`: how often it had been woken when it last looked. `aside`: keys of checkpoints that its next run asks anew.
+    `hears`: whether a message wakes it.
     """
 
     waiting_for: str
     due: float | None
     seen: int
     aside: tuple[str, ...] = ()
+    hears: bool = False
+
+
+class Message(NamedTuple):
+    """What was sent to a workflow; places are in the order in which it gets them."""
+
+    place: int
+    topic: str
+    payload: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +88,7 @@ class Claim:
     wakes: int = 0
     deadline: datetime | None = None
     history: tuple[Recorded, ...] = ()
+    messages: tuple[Message, ...] = ()
 
 
 class Result(NamedTuple):

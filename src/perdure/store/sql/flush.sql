@@ -94,6 +94,7 @@ SELECT yes AS held FROM all_held;
 -- $29 ids uuid[], $30 keys text[] of checkpoints that are set aside: the next run asks for them anew
 -- $31 ids uuid[] · $32 epochs int8[] · $33 keys text[] · $34 positions int4[] · $35 delays float8[] in seconds of timers
 -- that are set, or set again: their time only moves on, whichever of two flushes comes last
+-- $36 of each that suspends, 1 if a message wakes it, int4[]
 -- Locks what goes on FOR SHARE, what ends or suspends FOR UPDATE. held = false: as in record.
 -- awake: those that don't suspend, because somebody has something for them that they haven't seen. Whether they have is
 -- read from the locked entries; the rest of the entry doesn't change while it is held, so it may come from the snapshot.
@@ -173,11 +174,12 @@ WITH going AS MATERIALIZED (
 ), waiting AS (
     INSERT INTO perdure.waits
         (shard, workflow_id, waiting_for, wake_at, queue, name, priority, partition, enqueued_at, started_at, epoch,
-         recoveries, deadline, version, created_at)
+         recoveries, wakes, hears, deadline, version, created_at)
     SELECT $1::int4, item.id, item.waiting_for, perdure.now() + pg_catalog.make_interval(secs => item.delay),
            entry.queue, entry.name, entry.priority, entry.partition, entry.enqueued_at, entry.started_at, entry.epoch,
-           entry.recoveries, entry.deadline, entry.version, perdure.now()
-    FROM unnest($24::uuid[], $27::text[], $28::float8[]) AS item (id, waiting_for, delay),
+           entry.recoveries, item.wakes, item.hears = 1, entry.deadline, entry.version, perdure.now()
+    FROM unnest($24::uuid[], $26::int8[], $27::text[], $28::float8[], $36::int4[])
+             AS item (id, wakes, waiting_for, delay, hears),
          LATERAL (
              SELECT queue, name, priority, partition, enqueued_at, started_at, epoch, recoveries, deadline, version
              FROM perdure.queue_entries

@@ -20,7 +20,7 @@ WITH entry AS MATERIALIZED (
     WHERE shard = $1::int4 AND workflow_id = ANY ($2::uuid[])
       AND (workflow_id IN (SELECT entry.workflow_id FROM entry)) IS NOT TRUE
     RETURNING workflow_id, queue, name, priority, partition, enqueued_at, started_at, epoch, recoveries, stalls,
-              deadline, version
+              wakes, deadline, version
 ), known AS MATERIALIZED (
     SELECT workflow_id, epoch, started_at, recoveries, queue FROM entry
     UNION ALL
@@ -46,9 +46,9 @@ WITH entry AS MATERIALIZED (
 ), back AS (
     INSERT INTO perdure.queue_entries
         (shard, workflow_id, queue, name, priority, partition, enqueued_at, started_at, epoch, recoveries, stalls,
-         deadline, version)
+         wakes, deadline, version)
     SELECT $1::int4, woken.workflow_id, woken.queue, woken.name, woken.priority, woken.partition, woken.enqueued_at,
-           woken.started_at, woken.epoch, woken.recoveries, woken.stalls, woken.deadline, woken.version
+           woken.started_at, woken.epoch, woken.recoveries, woken.stalls, woken.wakes, woken.deadline, woken.version
     FROM woken
     WHERE woken.epoch > 0
 ), dropped AS (
@@ -130,9 +130,12 @@ WITH ended AS (
     WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT ended.workflow_id FROM ended))
 ), entered AS (
     INSERT INTO perdure.queue_entries
-        (shard, workflow_id, queue, name, priority, partition, enqueued_at, started_at, epoch, recoveries, version)
+        (shard, workflow_id, queue, name, priority, partition, enqueued_at, started_at, epoch, recoveries, wakes, version)
     SELECT $1::int4, ended.workflow_id, row.queue, row.name, row.priority, row.partition, perdure.now(),
-           ended.started_at, ended.epoch, COALESCE(ended.recoveries, 0), row.version
+           ended.started_at, ended.epoch, COALESCE(ended.recoveries, 0),
+           COALESCE((SELECT pg_catalog.max(place) >> 16 FROM perdure.message_rows
+                     WHERE shard = $1::int4 AND message_rows.workflow_id = ended.workflow_id), 0),
+           row.version
     FROM ended,
          LATERAL (
              SELECT queue, name, priority, partition, version
@@ -161,7 +164,7 @@ WITH parked AS MATERIALIZED (
     WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT parked.workflow_id FROM parked))
       AND (workflow_id IN (SELECT entry.workflow_id FROM entry)) IS NOT TRUE
     RETURNING workflow_id, queue, name, priority, partition, enqueued_at, started_at, epoch, recoveries, stalls,
-              deadline, version
+              wakes, deadline, version
 ), known AS MATERIALIZED (
     SELECT workflow_id, queue FROM entry
     UNION ALL
@@ -180,9 +183,9 @@ WITH parked AS MATERIALIZED (
 ), back AS (
     INSERT INTO perdure.queue_entries
         (shard, workflow_id, queue, name, priority, partition, enqueued_at, started_at, epoch, recoveries, stalls,
-         deadline, version)
+         wakes, deadline, version)
     SELECT $1::int4, woken.workflow_id, woken.queue, woken.name, woken.priority, woken.partition, woken.enqueued_at,
-           woken.started_at, woken.epoch, woken.recoveries, woken.stalls, woken.deadline, woken.version
+           woken.started_at, woken.epoch, woken.recoveries, woken.stalls, woken.wakes, woken.deadline, woken.version
     FROM woken
 )
 SELECT workflow_id, queue FROM known;
@@ -201,21 +204,90 @@ SELECT item.id,
 FROM unnest($2::uuid[]) AS item (id)
 WHERE (SELECT true FROM perdure.workflow_rows AS row WHERE row.shard = $1::int4 AND row.id = item.id);
 
+-- :name send
+-- Messages to workflows that haven't ended. Those that wait for one wake: waiting -> pending; the others are told.
+-- $1 shard int4 · $2 targets uuid[] · $3 ids uuid[] of the messages · $4 target of each uuid[] · $5 its number among
+-- those of its target int8[] · $6 topics text[] · $7 payloads text[] · $8 senders uuid[] (null: none)
+-- Locks the targets' entries in id order, then the waits rows. A message's place is the target's count of wakes, under
+-- that lock, so places are in the order of the commits. An id that was sent before is left as it is.
+-- A target that doesn't come back: see above; nothing was written for it.
+WITH entry AS MATERIALIZED (
+    SELECT workflow_id, queue, wakes
+    FROM perdure.queue_entries
+    WHERE shard = $1::int4 AND workflow_id = ANY ($2::uuid[])
+    ORDER BY workflow_id
+    FOR UPDATE
+), woken AS (
+    DELETE FROM perdure.waits
+    WHERE shard = $1::int4 AND workflow_id = ANY ($2::uuid[]) AND hears
+      AND (workflow_id IN (SELECT entry.workflow_id FROM entry)) IS NOT TRUE
+    RETURNING workflow_id, queue, name, priority, partition, enqueued_at, started_at, epoch, recoveries, stalls,
+              wakes, deadline, version
+), told AS (
+    UPDATE perdure.waits
+    SET wakes = wakes + 1
+    WHERE shard = $1::int4 AND workflow_id = ANY ($2::uuid[]) AND NOT hears
+      AND (workflow_id IN (SELECT entry.workflow_id FROM entry)) IS NOT TRUE
+    RETURNING workflow_id, queue, wakes - 1 AS wakes
+), known AS MATERIALIZED (
+    SELECT workflow_id, queue, wakes + 1 AS wakes, 'entry' AS was FROM entry
+    UNION ALL
+    SELECT workflow_id, queue, wakes + 1, 'woken' FROM woken
+    UNION ALL
+    SELECT workflow_id, queue, wakes + 1, 'told' FROM told
+), bumped AS (
+    UPDATE perdure.queue_entries
+    SET wakes = wakes + 1
+    WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT entry.workflow_id FROM entry))
+), back AS (
+    INSERT INTO perdure.queue_entries
+        (shard, workflow_id, queue, name, priority, partition, enqueued_at, started_at, epoch, recoveries, stalls,
+         wakes, deadline, version)
+    SELECT $1::int4, woken.workflow_id, woken.queue, woken.name, woken.priority, woken.partition, woken.enqueued_at,
+           woken.started_at, woken.epoch, woken.recoveries, woken.stalls, woken.wakes + 1, woken.deadline,
+           woken.version
+    FROM woken
+), put AS (
+    INSERT INTO perdure.message_rows (shard, workflow_id, place, id, topic, payload, sender_id, created_at)
+    SELECT $1::int4, known.workflow_id, (known.wakes << 16) + item.number, item.id, item.topic, item.payload::json,
+           item.sender, perdure.now()
+    FROM unnest($3::uuid[], $4::uuid[], $5::int8[], $6::text[], $7::text[], $8::uuid[])
+             AS item (id, target, number, topic, payload, sender)
+    JOIN known ON known.workflow_id = item.target
+    ON CONFLICT DO NOTHING
+)
+SELECT workflow_id, queue, was FROM known;
+
+-- :name sent
+-- Whether a message is there: for a send that found its target gone. $1 shard int4 · $2 target uuid · $3 its id uuid
+SELECT workflow_id FROM perdure.message_rows WHERE shard = $1::int4 AND workflow_id = $2::uuid AND id = $3::uuid;
+
+-- :name messages
+-- All that was sent to these workflows, received or not. $1 shard int4 · $2 ids uuid[]
+SELECT workflow_id, place, topic, payload::text AS payload
+FROM perdure.message_rows
+WHERE shard = $1::int4 AND workflow_id = ANY ($2::uuid[])
+ORDER BY workflow_id, place;
+
 -- :name requests
--- What somebody has for workflows that this worker runs: requests, and which of their steps are still parked.
--- $1 shard int4 · $2 worker_id uuid · $3 ids uuid[]
--- An id that doesn't come back: this worker doesn't hold it any more. wakes and requests are of one snapshot.
-SELECT entry.workflow_id, entry.epoch, entry.wakes, asked.key, asked.kind, asked.payload
-FROM unnest($3::uuid[]) AS item (id),
+-- What somebody has for workflows that this worker runs: requests, which of their steps are still parked, messages.
+-- $1 shard int4 · $2 worker_id uuid · $3 ids uuid[] · $4 the place of the last message that each knows int8[]
+-- An id that doesn't come back: this worker doesn't hold it any more. wakes and all else are of one snapshot.
+SELECT entry.workflow_id, entry.epoch, entry.wakes, asked.key, asked.kind, asked.payload, asked.place
+FROM unnest($3::uuid[], $4::int8[]) AS item (id, after),
      LATERAL (
          SELECT workflow_id, epoch, wakes
          FROM perdure.queue_entries
          WHERE shard = $1::int4 AND workflow_id = item.id AND worker_id IS NOT DISTINCT FROM $2::uuid
          OFFSET 0) AS entry
      LEFT JOIN LATERAL (
-         SELECT key, kind, payload::text AS payload
+         SELECT key, kind, payload::text AS payload, 0::int8 AS place
          FROM perdure.checkpoints
          WHERE shard = $1::int4 AND workflow_id = entry.workflow_id AND kind IN ('request', 'park')
+         UNION ALL
+         SELECT topic, 'message', payload::text, place
+         FROM perdure.message_rows
+         WHERE shard = $1::int4 AND workflow_id = entry.workflow_id AND place > item.after
          OFFSET 0) AS asked ON true;
 
 -- :name due_deadlines
@@ -254,6 +326,9 @@ WITH free AS MATERIALIZED (
     DELETE FROM perdure.checkpoints
     WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT free.id FROM free)) AND key = '$result'
     RETURNING workflow_id
+), messages AS (
+    DELETE FROM perdure.message_rows
+    WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT ended.workflow_id FROM ended))
 ), running AS (
     DELETE FROM perdure.running_steps
     WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT ended.workflow_id FROM ended))
@@ -388,13 +463,13 @@ WITH woken AS (
       AND (SELECT pg_catalog.count(*) FROM perdure.checkpoints AS park
            WHERE park.shard = $1::int4 AND park.workflow_id = waits.workflow_id AND park.kind = 'park') = 0
     RETURNING workflow_id, queue, name, priority, partition, enqueued_at, started_at, epoch, recoveries, stalls,
-              deadline, version
+              wakes, deadline, version
 ), back AS (
     INSERT INTO perdure.queue_entries
         (shard, workflow_id, queue, name, priority, partition, enqueued_at, started_at, epoch, recoveries, stalls,
-         deadline, version)
+         wakes, deadline, version)
     SELECT $1::int4, woken.workflow_id, woken.queue, woken.name, woken.priority, woken.partition, woken.enqueued_at,
-           woken.started_at, woken.epoch, woken.recoveries, woken.stalls, woken.deadline, woken.version
+           woken.started_at, woken.epoch, woken.recoveries, woken.stalls, woken.wakes, woken.deadline, woken.version
     FROM woken
 )
 SELECT workflow_id, queue FROM woken;

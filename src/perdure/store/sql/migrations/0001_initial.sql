@@ -42,11 +42,12 @@ CREATE TABLE perdure.checkpoints (
     shard int4 NOT NULL,
     workflow_id uuid NOT NULL,
     key text NOT NULL,
-    kind text NOT NULL CHECK (kind IN ('input', 'step', 'attempt', 'park', 'value', 'timer', 'sleep', 'request', 'cancel',
-                                       'result', 'history')),
+    kind text NOT NULL CHECK (kind IN ('input', 'step', 'attempt', 'park', 'value', 'timer', 'sleep', 'message', 'request',
+                                       'cancel', 'result', 'history')),
     position int4 NOT NULL,
     status text NOT NULL CHECK (status IN ('success', 'error', 'cancelled')),
     payload json,
+    -- Of a message that was received: its place.
     args_hash int8 NOT NULL DEFAULT 0,
     attempts int4 NOT NULL DEFAULT 1,
     recoveries int4,
@@ -113,6 +114,10 @@ CREATE TABLE perdure.waits (
     epoch int8 NOT NULL DEFAULT 0,
     recoveries int4 NOT NULL DEFAULT 0,
     stalls int4 NOT NULL DEFAULT 0,
+    -- Of the entry, for the next one: places of messages are made of it, so it never goes back.
+    wakes int8 NOT NULL DEFAULT 0,
+    -- Whether a message wakes it.
+    hears bool NOT NULL DEFAULT false,
     deadline timestamptz,
     version text,
     created_at timestamptz NOT NULL,
@@ -121,6 +126,21 @@ CREATE TABLE perdure.waits (
 
 CREATE INDEX waits_due ON perdure.waits (shard, wake_at) WHERE wake_at IS NOT NULL;
 CREATE INDEX waits_for_worker ON perdure.waits (shard, name) WHERE waiting_for = 'worker';
+
+-- What was sent to workflows. Rows are never touched: what was received is a checkpoint with the message's place.
+CREATE TABLE perdure.message_rows (
+    shard int4 NOT NULL,
+    workflow_id uuid NOT NULL,
+    place int8 NOT NULL,
+    id uuid NOT NULL,
+    topic text NOT NULL,
+    payload json,
+    sender_id uuid,
+    created_at timestamptz NOT NULL,
+    PRIMARY KEY (shard, workflow_id, place)
+) WITH (autovacuum_vacuum_insert_scale_factor = 0.05);
+
+CREATE UNIQUE INDEX message_rows_id ON perdure.message_rows (shard, workflow_id, id);
 
 -- When workflows must have ended. A row stays until it is due; then it finds its workflow ended, or ends it.
 CREATE TABLE perdure.deadlines (
@@ -271,7 +291,7 @@ SELECT step.workflow_id, step.key,
        step.attempts, step.started_at, step.created_at AS completed_at, step.created_at,
        step.worker_id, step.epoch, step.version, NULL::timestamptz AS wake_at
 FROM perdure.checkpoints AS step
-WHERE step.shard = 1 AND step.kind IN ('step', 'value', 'sleep', 'cancel')
+WHERE step.shard = 1 AND step.kind IN ('step', 'value', 'sleep', 'message', 'cancel')
 UNION ALL
 SELECT step.workflow_id, step.key,
        pg_catalog.regexp_replace(pg_catalog.regexp_replace(step.key, '^.*/', ''), '(#[0-9]+)?#a[0-9]+$', ''),
@@ -321,6 +341,17 @@ JOIN perdure.queue_entries AS entry
 WHERE running.shard = 1 AND entry.shard = 1
   AND NOT EXISTS (SELECT 1 FROM perdure.checkpoints AS step
                   WHERE step.shard = 1 AND step.workflow_id = running.workflow_id AND step.key = running.key);
+
+-- What was sent to workflows, in the order in which they get it.
+CREATE VIEW perdure.messages AS
+SELECT message.workflow_id, message.id, message.topic, message.payload::jsonb AS payload, message.sender_id,
+       message.created_at,
+       (SELECT taken.created_at FROM perdure.checkpoints AS taken
+        WHERE taken.shard = 1 AND taken.workflow_id = message.workflow_id AND taken.kind = 'message'
+          AND taken.args_hash = message.place) AS received_at,
+       message.place
+FROM perdure.message_rows AS message
+WHERE message.shard = 1;
 
 -- What a worker says of itself; one whose lease ran out is dead, whether or not somebody has noticed yet.
 CREATE VIEW perdure.workers AS
