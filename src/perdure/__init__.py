@@ -27,6 +27,7 @@ from perdure.errors import (
     SchemaError,
     SerializationError,
     StepFailed,
+    StepInDoubt,
     StepTimeout,
     UnknownWorkflow,
     WorkflowCancelled,
@@ -37,7 +38,7 @@ from perdure.errors import (
 )
 from perdure.handle import Handle
 from perdure.model.records import StepInfo, WorkflowInfo
-from perdure.model.retry import Retry, RetryAfter
+from perdure.model.retry import Rerun, Retry, RetryAfter
 from perdure.model.statuses import Status
 from perdure.starts import Start
 
@@ -60,6 +61,7 @@ __all__ = [
     "PerdureError",
     "RecoveryLimitExceeded",
     "ReplayMismatch",
+    "Rerun",
     "ResultTimeout",
     "Retry",
     "RetryAfter",
@@ -70,6 +72,7 @@ __all__ = [
     "Status",
     "Step",
     "StepFailed",
+    "StepInDoubt",
     "StepInfo",
     "StepTimeout",
     "UnknownWorkflow",

@@ -19,6 +19,7 @@
     ├── RecoveryLimitExceeded     workers kept dying while they ran this workflow
     ├── ResultTimeout             the workflow hasn't ended yet; it goes on
     ├── StepTimeout               an attempt took longer than the step's `timeout=`
+    ├── StepInDoubt               a crash cut an attempt short, and the step says `in_doubt="park"`
     ├── StepFailed                a step failed with an error that this app doesn't know as a class
     └── WorkflowFailed            the same for a workflow
         └── WorkflowCancelled
@@ -296,6 +297,20 @@ class StepTimeout(PerdureError, TimeoutError):
 
     def __str__(self) -> str:
         return f"step {self.name!r} took longer than its timeout of {self.seconds:g} s"
+
+
+class StepInDoubt(PerdureError):
+    """An attempt at a step began, and nobody knows how it ended: its worker died, or let go of it."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+    def __str__(self) -> str:
+        return (
+            f"step {self.name!r} began, and nobody recorded how it ended; see whether it took effect, undo that if it "
+            "did, and resume the workflow: then the step begins anew"
+        )
 
 
 class _Failed(PerdureError):

@@ -40,8 +40,6 @@ LATER: dict[str, str] = {
     "Handle.read_stream": STREAMS,
     "App.start_or_send": SUSPENSION,
     "App.fork": MANAGEMENT,
-    # parameters
-    "step(in_doubt)": "parking a step in doubt comes later",
 }
 
 

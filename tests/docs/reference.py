@@ -25,7 +25,7 @@ from perdure.config import Settings
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
 
 SECTIONS = {
-    "Declaring": ["App", "step", "workflow", "Step", "Workflow", "Invocation", "Retry", "RetryAfter"],
+    "Declaring": ["App", "step", "workflow", "Step", "Workflow", "Invocation", "Retry", "RetryAfter", "Rerun"],
     "Starting and looking": ["Client", "Start", "Handle", "Status", "WorkflowInfo", "StepInfo"],
     "In workflow code": [
         "current",

@@ -14,7 +14,23 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from perdure import App, Handle, Retry, RetryAfter, current, now, random, recv, saga, send, sleep, step, timeout, uuid4
+from perdure import (
+    App,
+    Handle,
+    Rerun,
+    Retry,
+    RetryAfter,
+    current,
+    now,
+    random,
+    recv,
+    saga,
+    send,
+    sleep,
+    step,
+    timeout,
+    uuid4,
+)
 from perdure.testing import CrashFailure, TestBed
 from perdure.testing.crashes import Boundaries, importable
 
@@ -204,6 +220,30 @@ async def test_a_saga_undoes_the_same_wherever_it_crashes(bed: Bed) -> None:
     async with bed(app) as kit:
         report = await kit.crash_everywhere(trip(), same=lambda one, other: one.error == other.error and not booked)
     assert {"before step 'undo#2' (attempt 1)", "after step 'undo' (attempt 1)"} <= set(report.boundaries)
+
+
+async def test_a_step_that_finds_out_what_became_of_it_runs_once_wherever_it_crashes(bed: Bed) -> None:
+    app, paid = App("careful"), dict[str, str]()
+
+    async def ask() -> str:
+        if current().idempotency_key not in paid:
+            raise Rerun
+        return paid[current().idempotency_key]
+
+    @step(in_doubt=ask)
+    async def pay() -> str:
+        assert current().idempotency_key not in paid, "it pays twice"
+        paid[current().idempotency_key] = "paid"
+        return "paid"
+
+    @app.workflow
+    async def flow() -> str:
+        return await pay()
+
+    async with bed(app) as kit:
+        report = await kit.crash_everywhere(flow())
+    assert {"before step 'pay' (attempt 1)", "after step 'pay' (attempt 1)"} <= set(report.boundaries)
+    assert len(set(paid)) == len(report.boundaries) + 1
 
 
 async def test_a_workflow_that_a_crash_changes_is_found(bed: Bed) -> None:

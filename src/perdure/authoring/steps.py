@@ -6,7 +6,7 @@ import asyncio
 import contextvars
 import functools
 import inspect
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -24,6 +24,7 @@ S = TypeVar("S")
 Q = ParamSpec("Q")
 Match = Literal["args", "name"]
 OnExhausted = Literal["fail", "park"]
+InDoubt = Literal["rerun", "park"] | Callable[..., Awaitable[Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +60,7 @@ class Step(Generic[P, R]):
         pure: bool = False,
         idempotent: bool = False,
         on_exhausted: OnExhausted = "fail",
+        in_doubt: InDoubt = "rerun",
         transaction: Transaction | None = None,
     ) -> None:
         if not callable(fn):
@@ -69,6 +71,7 @@ class Step(Generic[P, R]):
             raise ValueError(f"timeout={timeout} of step {_name_of(fn)!r} leaves no time; use more than 0")
         if on_exhausted not in ("fail", "park"):
             raise ValueError(f"on_exhausted={on_exhausted!r} of step {_name_of(fn)!r} is none; use 'fail' or 'park'")
+        _check_in_doubt(_name_of(fn), in_doubt, pure=pure)
         functools.update_wrapper(self, fn)
         self.fn: Callable[P, Any] = fn
         self.name = check_name("step", name or _name_of(fn))
@@ -79,6 +82,7 @@ class Step(Generic[P, R]):
         self.pure = pure
         self.idempotent = idempotent or pure or transaction is not None
         self.on_exhausted: OnExhausted = on_exhausted
+        self.in_doubt: InDoubt = in_doubt
         self.transaction = transaction
         self.is_async = inspect.iscoroutinefunction(fn)
         self.is_bound = False
@@ -127,6 +131,7 @@ class Step(Generic[P, R]):
             pure=self.pure,
             idempotent=self.idempotent,
             on_exhausted=self.on_exhausted,
+            in_doubt=self.in_doubt,
             transaction=self.transaction,
         )
         return options
@@ -141,6 +146,8 @@ class Step(Generic[P, R]):
             return self
         bound = self.with_options()
         bound.fn = cast("Any", functools.partial(self.fn, instance))
+        if callable(self.in_doubt):
+            bound.in_doubt = functools.partial(self.in_doubt, instance)
         bound.is_async = self.is_async
         bound.is_bound = True
         bound.__dict__["shape"] = self.shape
@@ -148,6 +155,13 @@ class Step(Generic[P, R]):
 
     def __repr__(self) -> str:
         return f"<step {self.name}>"
+
+
+def _check_in_doubt(name: str, in_doubt: object, *, pure: bool) -> None:
+    if not (in_doubt in ("rerun", "park") or inspect.iscoroutinefunction(in_doubt)):
+        raise ValueError(f"in_doubt={in_doubt!r} of step {name!r} is none; use 'rerun', 'park' or an async def")
+    if pure and in_doubt != "rerun":
+        raise ValueError(f"step {name!r} is pure, so it is never in doubt; leave out in_doubt= or pure=")
 
 
 def direct(step: Step[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Coroutine[Any, Any, Any]:
@@ -200,6 +214,7 @@ def step(
     pure: bool = False,
     idempotent: bool = False,
     on_exhausted: OnExhausted = "fail",
+    in_doubt: InDoubt = "rerun",
 ) -> StepDecorator: ...
 def step(fn: Callable[..., Any] | None = None, /, **options: Any) -> Any:
     """Make a function a step: inside a workflow its outcome is recorded once, and replayed from then on.
@@ -217,6 +232,11 @@ def step(fn: Callable[..., Any] | None = None, /, **options: Any) -> Any:
             which nobody says so.
         on_exhausted: What happens when its last attempt has failed: "fail" raises in the workflow; "park" lets the
             workflow wait for an operator, who sees to the cause and resumes it.
+        in_doubt: What happens to an attempt that a crash cut short, so that nobody knows whether it took effect.
+            "rerun": the step runs again. "park": the workflow waits for an operator. An `async def`: it is called with
+            the step's arguments, and finds the same `current().idempotency_key`; what it returns is the step's outcome,
+            and `raise Rerun` says that there was no effect, so that the step runs. The last two cost a write before
+            each attempt.
     """
 
     def declare(fn: Callable[..., Any]) -> Step[..., Any]:

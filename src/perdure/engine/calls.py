@@ -25,6 +25,12 @@ The next poll doesn't wait until the timer is durable: it says nothing that an e
 
 Where somebody has asked the workflow to end, no body begins before the code has been told.
 
+A step that isn't simply to run again after a crash in its body (`in_doubt=`) records each attempt before it begins, and
+waits until that is durable. A later run that finds such an intent, and no end of that attempt, is in doubt: it parks
+the step, or asks the function that the author gave, attempt after attempt, until that knows. There may be a doubt
+without a cause (the run ended between the intent and the body), but never the other way round. What sets the attempts
+of a step aside sets its intents aside, too.
+
 A step that parks (`on_exhausted="park"`) records its last attempt as such, and waits for an operator: no failure is
 recorded, so the code doesn't see one. A resume sets the attempts aside, and the step begins anew.
 """
@@ -49,12 +55,12 @@ from perdure.engine.scopes import Scope
 from perdure.engine.step_context import StepContext
 from perdure.engine.threads import Threads
 from perdure.engine.waiting import Waits
-from perdure.errors import RunEnded, SerializationError, StepFailed, StepTimeout
+from perdure.errors import RunEnded, SerializationError, StepFailed, StepInDoubt, StepTimeout
 from perdure.failures import Catalogue
 from perdure.hashing import arguments_hash
-from perdure.model.keys import attempt_key
+from perdure.model.keys import attempt_key, intent_key
 from perdure.model.records import Checkpoint, Recorded
-from perdure.model.retry import ONCE, Retry, RetryAfter
+from perdure.model.retry import ONCE, Rerun, Retry, RetryAfter
 
 _CHANCE = random.Random()
 
@@ -89,6 +95,7 @@ class Caller(Protocol):
     bodies: dict[str, tuple[int, float]]
     history: dict[str, Recorded]
     failed_attempts: dict[str, Recorded]
+    intents: dict[str, set[int]]
     seen: int
     deadline: datetime | None
     timers: dict[str, float]
@@ -150,7 +157,20 @@ async def _replay(run: Caller, step: Step[..., Any], recorded: Recorded, args_ha
 class Call:
     """One step that isn't recorded yet, over all its attempts."""
 
-    __slots__ = ("args", "args_hash", "attempt", "cancels", "key", "kwargs", "run", "step", "task", "thread")
+    __slots__ = (
+        "args",
+        "args_hash",
+        "attempt",
+        "cancels",
+        "intended",
+        "is_in_doubt",
+        "key",
+        "kwargs",
+        "run",
+        "step",
+        "task",
+        "thread",
+    )
 
     def __init__(
         self, run: Caller, key: str, step: Step[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], args_hash: int
@@ -162,6 +182,9 @@ class Call:
         self.kwargs = kwargs
         self.args_hash = args_hash
         self.attempt = 1
+        self.intended = 0
+        """The attempt whose intent is recorded."""
+        self.is_in_doubt = False
         self.task: asyncio.Task[Any] | None = None
         self.cancels = 0
         """How often its task had been cancelled when the attempt began."""
@@ -176,6 +199,8 @@ class Call:
             began = self.run.host.loop.time()
             self.cancels = 0 if task is None else task.cancelling()
             try:
+                if self.step.in_doubt != "rerun":
+                    await self._intend()
                 return await self._attempted(began)
             except KeyboardInterrupt:
                 raise
@@ -188,7 +213,9 @@ class Call:
             pause = self._pause_after(failure)
             if pause is not None:
                 await self._try_again(failure, pause, began)
-            elif self.step.on_exhausted == "park" and not isinstance(failure, SerializationError):
+            elif isinstance(failure, StepInDoubt) or (
+                self.step.on_exhausted == "park" and not isinstance(failure, SerializationError)
+            ):
                 await self._park(failure, began)
             else:
                 await self._fail(failure, began)
@@ -197,12 +224,43 @@ class Call:
         """One attempt; a success is recorded. What its body raises is raised."""
         if self.step.transaction is not None:
             return await self._in_transaction(began)
-        value = await self.body(self.args)
+        value = await self._value()
         text, value = self.settled(value)
         position = await self.run.delivery.turn()
         self.run.record(self.checkpoint(position, "success", text, began))
         self.told("success")
         return value
+
+    async def _value(self) -> Any:
+        """What the body returns; or what the author's function says that an attempt in doubt has come to."""
+        if self.is_in_doubt:
+            try:
+                value = await self.body(self.args, asks=True)
+            except Rerun:
+                self.is_in_doubt = False
+            else:
+                return value
+        return await self.body(self.args)
+
+    async def _intend(self) -> None:
+        """Say durably that an attempt is about to begin.
+
+        Raises:
+            StepInDoubt: One began before, and the step is to be parked then.
+        """
+        run = self.run
+        if self.is_in_doubt:
+            if self.step.in_doubt == "park":
+                self.is_in_doubt = False
+                raise StepInDoubt(self.step.name)
+            return
+        if self.intended != self.attempt:  # a poll is the same attempt, over and over
+            self.intended = self.attempt
+            key = intent_key(self.key, self.attempt)
+            position = run.delivery.position
+            run.record(Checkpoint(key, "intent", position, "success", None, self.args_hash, self.attempt))
+        while not run.is_durable:
+            await run.durable()
 
     async def _in_transaction(self, began: float) -> Any:
         """The same, all of it as nobody's task: also what the author's pool does is none of the workflow's."""
@@ -214,10 +272,16 @@ class Call:
             self.run.delivery.enter(task)
             CURRENT.reset(token)
 
-    async def body(self, args: tuple[Any, ...]) -> Any:
-        """Run the body once, as nobody's task: what it calls or creates doesn't belong to the workflow."""
+    async def body(self, args: tuple[Any, ...], *, asks: bool = False) -> Any:
+        """Run the body once, as nobody's task: what it calls or creates doesn't belong to the workflow.
+
+        Args:
+            args: Its positional arguments.
+            asks: Run what knows whether it took effect instead.
+        """
         run, step = self.run, self.step
-        if telemetry.wanted(telemetry.StepStarted):
+        fn: Any = step.in_doubt if asks else step.fn
+        if not asks and telemetry.wanted(telemetry.StepStarted):
             telemetry.emit(
                 telemetry.StepStarted(
                     workflow_id=run.id,
@@ -232,12 +296,12 @@ class Call:
         task = run.delivery.leave() if len(run.delivery.tasks) > 1 else None
         run.bodies[self.key] = (self.attempt, run.host.loop.time())
         try:
-            if not step.is_async:
+            if not step.is_async and not asks:
                 value = await self._in_thread(context, args)
             elif step.timeout is None:
-                value = await step.fn(*args, **self.kwargs)
+                value = await fn(*args, **self.kwargs)
             else:
-                value = await self._bounded(step.fn(*args, **self.kwargs), step.timeout.total_seconds())
+                value = await self._bounded(fn(*args, **self.kwargs), step.timeout.total_seconds())
         except Exception as error:
             if self._is_cancelled:
                 raise asyncio.CancelledError from error
@@ -371,7 +435,7 @@ class Call:
         await self.run.durable()  # an operator must see it, to be able to resume it
         self.run.seen = min(seen, self.run.seen)  # a resume that was seen meanwhile found nobody waiting: once more
         await waiting.wait(self.run, self.key, "operator", None)
-        self.attempt = 1
+        self.attempt, self.intended, self.is_in_doubt = 1, 0, False
 
     def _record_attempt(self, kind: str, error: BaseException, began: float, delay: float | None) -> None:
         duration = self.run.host.loop.time() - began
@@ -383,8 +447,8 @@ class Call:
         )
 
     def _pause_after(self, error: BaseException) -> timedelta | None:
-        if isinstance(error, SerializationError):
-            return None  # the body would return the same again
+        if isinstance(error, SerializationError | StepInDoubt):
+            return None  # the body would return the same again; an operator is to look
         retry = self.step.retry or (Retry() if isinstance(error, RetryAfter) else ONCE)
         return retry.pause(error, self.attempt, _CHANCE)
 
@@ -392,11 +456,15 @@ class Call:
         """Go on after the attempts that were recorded, and with what is left of the pause."""
         left = self.run.timers.pop(self.key, 0.0)
         last = self.run.failed_attempts.pop(self.key, None)
+        intents = self.run.intents.pop(self.key, None)
         if last is not None:
             if last.kind == "park":
                 return await self._parked()
             self.attempt = last.attempts + 1
             left = max(left, last.remaining or 0.0)
+        if intents is not None and self.attempt in intents:
+            self.is_in_doubt = self.step.in_doubt != "rerun"
+            self.intended = self.attempt
         if left > 0:
             await waiting.wait(self.run, self.key, "retry", left)
         return None

@@ -65,6 +65,8 @@ from perdure.model.keys import (
     RESULT,
     attempt_key,
     attempted_key,
+    intended_key,
+    intent_key,
     timer_key,
     waited_key,
 )
@@ -74,6 +76,8 @@ from perdure.model.retry import RetryAfter
 _CANCELS = 3
 _LEFT_ALONE_SECONDS = 1.0
 _CHANCE = Random()
+_UNFINISHED = {"attempt": attempted_key, "park": attempted_key, "intent": intended_key, "timer": waited_key}
+"""Kinds of what is recorded of steps and waits that may have no outcome yet, and how to tell whose it is."""
 _HOPELESS = (InvalidArguments, SerializationError, ReplayMismatch)
 """What a workflow that is tried again fails with again."""
 
@@ -157,6 +161,8 @@ class Run:
         """What was recorded and hasn't been asked for yet."""
         self.failed_attempts: dict[str, Recorded] = {}
         """The last failed attempt of steps that have no outcome yet."""
+        self.intents: dict[str, set[int]] = {}
+        """Attempts that were about to begin, of steps that record that."""
         self.timers: dict[str, float] = {}
         """Waits that began before: the key of each, and the seconds that were left of it."""
         self.waits = Waits(host.alarms)
@@ -199,6 +205,8 @@ class Run:
                 known = self.failed_attempts.get(step_key)
                 if known is None or known.attempts < recorded.attempts:
                     self.failed_attempts[step_key] = recorded
+            elif recorded.kind == "intent":
+                self.intents.setdefault(intended_key(recorded.key), set()).add(recorded.attempts)
             elif recorded.kind == "timer":
                 self.timers[waited_key(recorded.key)] = recorded.remaining or 0.0
                 if recorded.key == timer_key(RESULT):
@@ -212,8 +220,8 @@ class Run:
                 self.history[recorded.key] = recorded
                 position = max(position, recorded.position)
         for recorded in history:
-            if recorded.kind in ("attempt", "park", "timer"):
-                key = waited_key(recorded.key) if recorded.kind == "timer" else attempted_key(recorded.key)
+            if recorded.kind in _UNFINISHED:
+                key = _UNFINISHED[recorded.kind](recorded.key)
                 if key not in self.history and key != RESULT:
                     self._begun_after = max(self._begun_after, recorded.position)
         return position
@@ -306,7 +314,11 @@ class Run:
         aside = tuple(
             key
             for step, attempts in failures.steps(error)
-            for key in (step, *(attempt_key(step, attempt) for attempt in range(1, attempts)))
+            for key in (
+                step,
+                *(attempt_key(step, attempt) for attempt in range(1, attempts)),
+                *(intent_key(step, attempt) for attempt in range(1, attempts + 1)),
+            )
         )
         self._wait_for_attempt(seconds, aside)
 

@@ -68,6 +68,16 @@ def attempted_key(key: str) -> str:
     return key.rpartition("#a")[0]
 
 
+def intent_key(key: str, attempt: int) -> str:
+    """Where it is recorded that an attempt at a step is about to begin."""
+    return f"{key}#i{attempt}"
+
+
+def intended_key(key: str) -> str:
+    """The key of the step that such an attempt is at."""
+    return key.rpartition("#i")[0]
+
+
 def timer_key(key: str) -> str:
     """Where it is recorded that a wait began, and when it is over; `key` is for its end."""
     return f"{key}#t"

@@ -24,6 +24,10 @@ class RetryAfter(Exception):
         return f"try again after {self.delay}"
 
 
+class Rerun(Exception):
+    """Raised by the `in_doubt=` function of a step: its effect didn't happen, so run the step."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retry:
     """How often and when a step is tried again.

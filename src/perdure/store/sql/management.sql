@@ -110,7 +110,7 @@ WITH ended AS (
              CASE pg_catalog.json_typeof(ended.payload -> 'steps') WHEN 'array' THEN ended.payload -> 'steps'
              ELSE '[]'::json END) AS step (key)
     UNION ALL
-    SELECT park.workflow_id, pg_catalog.regexp_replace(park.key, '#a[0-9]+$', '')
+    SELECT park.workflow_id, pg_catalog.regexp_replace(park.key, '#[ai][0-9]+$', '')
     FROM perdure.checkpoints AS park
     WHERE park.shard = $1::int4 AND park.workflow_id = ANY (ARRAY(SELECT ended.workflow_id FROM ended))
       AND park.kind = 'park'
@@ -121,9 +121,9 @@ WITH ended AS (
       AND (kind IN ('request', 'cancel')
            OR kind = 'step' AND status = 'error'
               AND ((workflow_id, key) IN (SELECT failed.workflow_id, failed.key FROM failed)) IS TRUE
-           OR kind IN ('attempt', 'park')
+           OR kind IN ('attempt', 'park', 'intent')
               AND (key LIKE '$result#%'
-                   OR ((workflow_id, pg_catalog.regexp_replace(key, '#a[0-9]+$', ''))
+                   OR ((workflow_id, pg_catalog.regexp_replace(key, '#[ai][0-9]+$', ''))
                        IN (SELECT failed.workflow_id, failed.key FROM failed)) IS TRUE))
 ), forgotten AS (
     DELETE FROM perdure.deadlines
@@ -150,7 +150,7 @@ SELECT workflow_id, queue FROM entered;
 -- waiting -> pending, for workflows with steps that are parked: those are tried anew. One that is running (another step
 -- of it is) is told; its steps go on in memory. $1 shard int4 · $2 ids uuid[] · $3 token text, as above
 WITH parked AS MATERIALIZED (
-    SELECT park.workflow_id, pg_catalog.regexp_replace(park.key, '#a[0-9]+$', '') AS key
+    SELECT park.workflow_id, pg_catalog.regexp_replace(park.key, '#[ai][0-9]+$', '') AS key
     FROM perdure.checkpoints AS park
     WHERE park.shard = $1::int4 AND park.workflow_id = ANY ($2::uuid[]) AND park.kind = 'park'
 ), entry AS MATERIALIZED (
@@ -173,8 +173,8 @@ WITH parked AS MATERIALIZED (
     UPDATE perdure.checkpoints
     SET key = '$history/' || $3::text || '/' || key, kind = 'history'
     WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT known.workflow_id FROM known))
-      AND kind IN ('attempt', 'park')
-      AND ((workflow_id, pg_catalog.regexp_replace(key, '#a[0-9]+$', ''))
+      AND kind IN ('attempt', 'park', 'intent')
+      AND ((workflow_id, pg_catalog.regexp_replace(key, '#[ai][0-9]+$', ''))
            IN (SELECT parked.workflow_id, parked.key FROM parked)) IS TRUE
 ), bumped AS (
     UPDATE perdure.queue_entries

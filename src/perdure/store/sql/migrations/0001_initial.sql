@@ -42,7 +42,7 @@ CREATE TABLE perdure.checkpoints (
     shard int4 NOT NULL,
     workflow_id uuid NOT NULL,
     key text NOT NULL,
-    kind text NOT NULL CHECK (kind IN ('input', 'step', 'attempt', 'park', 'value', 'timer', 'sleep', 'message', 'request',
+    kind text NOT NULL CHECK (kind IN ('input', 'step', 'attempt', 'park', 'intent', 'value', 'timer', 'sleep', 'message', 'request',
                                        'cancel', 'result', 'history')),
     position int4 NOT NULL,
     status text NOT NULL CHECK (status IN ('success', 'error', 'cancelled')),
