@@ -3,6 +3,7 @@
 from perdure.app import App
 from perdure.authoring.completion import as_completed
 from perdure.authoring.context import current
+from perdure.authoring.events import get_event, set_event
 from perdure.authoring.mapping import map
 from perdure.authoring.messages import recv, send
 from perdure.authoring.primitives import now, patched, random, run_step, sleep, sleep_until, timeout, uuid4
@@ -85,6 +86,7 @@ __all__ = [
     "WrongState",
     "as_completed",
     "current",
+    "get_event",
     "map",
     "now",
     "patched",
@@ -93,6 +95,7 @@ __all__ = [
     "run_step",
     "saga",
     "send",
+    "set_event",
     "sleep",
     "sleep_until",
     "step",

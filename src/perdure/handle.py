@@ -8,10 +8,12 @@ from datetime import timedelta
 from typing import Any, Generic, Protocol, cast
 from uuid import UUID, uuid5
 
-from typing_extensions import TypeVar
+from typing_extensions import TypeForm, TypeVar
 
-from perdure import management
+from perdure import exchange, management
+from perdure.annotations import ANY
 from perdure.authoring.context import CURRENT
+from perdure.authoring.events import valued
 from perdure.authoring.messages import dumped
 from perdure.codec import Shape
 from perdure.errors import (
@@ -29,9 +31,14 @@ from perdure.model.records import Result, StepInfo, WorkflowInfo, info
 from perdure.model.statuses import Status
 from perdure.session import Session
 from perdure.store.arrays import Uuids
+from perdure.store.database import backoff
 from perdure.store.statements import SHARD
 
 R_co = TypeVar("R_co", covariant=True, default=Any)
+T = TypeVar("T", default=Any)
+
+_FIRST_SECONDS = 0.004
+_LOOK_SECONDS = 0.25
 
 
 class Owner(Protocol):
@@ -176,12 +183,37 @@ class Handle(Generic[R_co]):
         """
         session = self._owner.session()
         check_name("topic", topic)
-        payload = self._owner.encoded(dumped(value, topic, session.settings.max_payload))
+        text = dumped(value, f"a message of topic {topic!r}", session.settings.max_payload)
+        payload = self._owner.encoded(text)
         context = CURRENT.get()
         if idempotency_key is None and context is not None:
             idempotency_key = context.start_key("send")
         id = new_id() if idempotency_key is None else uuid5(self.id, idempotency_key)
         await self._apply(management.send(session, topic, payload, id))
+
+    async def get_event(self, name: str, *, type: TypeForm[T] = ANY, timeout: timedelta | None = None) -> T:
+        """The value that the workflow set last under that name, as soon as there is one.
+
+        Args:
+            name: The name that the workflow gave to `set_event`.
+            type: What the value is.
+            timeout: How long to wait.
+
+        Raises:
+            TimeoutError: It wasn't set in time.
+            WorkflowNotFound: There is no such workflow.
+            WrongState: It has ended without setting it.
+            SerializationError: The value doesn't fit `type`.
+        """
+        check_name("event", name)
+        session = self._owner.session()
+        async with asyncio.timeout(None if timeout is None else timeout.total_seconds()):
+            for pause in backoff(_FIRST_SECONDS, _LOOK_SECONDS):
+                found = await exchange.latest(session, self.id, name)
+                if found is not None:
+                    return valued(self._owner.decoded(found), name, type)
+                await asyncio.sleep(pause)
+        raise AssertionError("backoff never ends")
 
     async def delete(self) -> None:
         """Delete the workflow, which must have ended, with all that it recorded; its key is free again.

@@ -1,6 +1,7 @@
 """A workflow as JSON, out of one database and into another: for a bug report, a test, a move.
 
-    {"perdure": 1, "workflow": {"id": ..., "name": ..., ...}, "checkpoints": [{"key": "$input", ...}, ...]}
+    {"perdure": 1, "workflow": {"id": ..., "name": ..., ...}, "checkpoints": [{"key": "$input", ...}, ...],
+     "messages": [{"place": ..., "topic": ..., ...}, ...]}
 
 Payloads stand in it as they are stored: what a codec encrypted stays so. What hadn't ended when it was exported waits
 for an operator where it is imported, because it may still run where it came from.
@@ -20,7 +21,7 @@ import psycopg
 from perdure.codec import has_nul
 from perdure.errors import KeyConflict, SerializationError, WorkflowNotFound
 from perdure.model.keys import INPUT, RESULT, check_name
-from perdure.store.arrays import BigInts, Ints, Texts, Times, columns
+from perdure.store.arrays import BigInts, Ints, Texts, Times, Uuids, columns
 from perdure.store.database import Database
 from perdure.store.statements import SHARD
 
@@ -41,10 +42,18 @@ _CHECKPOINT: dict[str, Callable[..., Any]] = {
     "created_at": Times,
     "epoch": BigInts,
 }
+_MESSAGE: dict[str, Callable[..., Any]] = {
+    "place": BigInts,
+    "id": Uuids,
+    "topic": Texts,
+    "payload": Texts,
+    "sender_id": Uuids,
+    "created_at": Times,
+}
 _JSON = ("payload", "attributes")
 _TIMES = ("deadline", "created_at", "started_at", "wake_at")
-_NUMBERS = ("priority", "position", "args_hash", "attempts", "recoveries", "epoch")
-_OPTIONAL = ("partition", "deadline", "version", "attributes", "recoveries", "started_at", "wake_at")
+_NUMBERS = ("priority", "position", "args_hash", "attempts", "recoveries", "epoch", "place")
+_OPTIONAL = ("sender_id", "partition", "deadline", "version", "attributes", "recoveries", "started_at", "wake_at")
 
 
 async def exported(database: Database, id: UUID) -> dict[str, Any]:
@@ -59,10 +68,12 @@ async def exported(database: Database, id: UUID) -> dict[str, Any]:
     checkpoints = await database.fetch("export_checkpoints", SHARD, id)
     if not checkpoints:  # deleted in between
         raise WorkflowNotFound(id)
+    messages = await database.fetch("export_messages", SHARD, id)
     return {
         "perdure": FORMAT,
         "workflow": {name: _out(name, getattr(rows[0], name)) for name in _ROW},
         "checkpoints": [{name: _out(name, getattr(row, name)) for name in _CHECKPOINT} for row in checkpoints],
+        "messages": [{name: _out(name, getattr(row, name)) for name in _MESSAGE} for row in messages],
     }
 
 
@@ -105,6 +116,7 @@ def _params(text: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[Any, ...]]:
         check_name("workflow", given["name"])
         check_name("queue", given["queue"])
         rows = [tuple(_in(name, each.get(name)) for name in _CHECKPOINT) for each in text["checkpoints"]]
+        messages = [tuple(_sent(name, each.get(name)) for name in _MESSAGE) for each in text.get("messages", ())]
         kinds = {key: kind for key, kind, *_ in rows}
         if kinds.get(INPUT) != "input" or kinds.get(RESULT, "result") != "result":
             raise ValueError("its checkpoints don't begin with the input, or don't end with a result")
@@ -112,7 +124,7 @@ def _params(text: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[Any, ...]]:
         params = (
             SHARD, id, given["name"], given["key"], given["queue"], given["priority"], given["partition"],
             given["version"], given["attributes"], given["created_at"], RESULT in kinds, max([1, *epochs]),
-            *columns(rows, tuple(_CHECKPOINT.values())),
+            *columns(rows, tuple(_CHECKPOINT.values())), *columns(messages, tuple(_MESSAGE.values())),
         )  # fmt: skip
         return given, params
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -132,6 +144,12 @@ def _out(name: str, value: Any) -> Any:
     if name in _TIMES:
         return cast("datetime", value).astimezone(UTC).isoformat()
     return str(value) if isinstance(value, UUID) else value
+
+
+def _sent(name: str, value: Any) -> Any:
+    """A value of a message as the statement takes it."""
+    value = _in(name, value)
+    return UUID(value) if name in ("id", "sender_id") and value is not None else value
 
 
 def _in(name: str, value: Any) -> Any:

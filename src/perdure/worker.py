@@ -17,7 +17,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from perdure import management, telemetry
+from perdure import telemetry
 from perdure.authoring.workflows import Workflow
 from perdure.codec import Codec
 from perdure.engine import scopes
@@ -35,6 +35,7 @@ from perdure.engine.timers import Timers
 from perdure.engine.transactions import Transactions
 from perdure.engine.writer import Writer
 from perdure.errors import ConfigurationError
+from perdure.exchange import Exchange
 from perdure.failures import Catalogue
 from perdure.model.records import Claim, Result
 from perdure.session import Session
@@ -144,7 +145,7 @@ class Worker:
             suspends_from=options.suspends_from.total_seconds(),
             concurrency=options.concurrency,
             time=self._lease.time,
-            post=self._post,
+            exchange=Exchange(session),
             on_slot=lambda: self._claimer.slot_freed(),
             on_result=self._result,
             on_release=lambda release: self._claimer.release(release),
@@ -359,13 +360,6 @@ class Worker:
         self._session.results.deliver(Result(id, status, payload))
         if self._loop.time() < self._wanted_until:
             self._session.notifier.notify(f"result {id}")
-
-    async def _post(self, target: UUID, topic: str, payload: str, id: UUID, sender: UUID) -> None:
-        outcomes = await management.apply(
-            self._session, [target], management.send(self._session, topic, payload, id, sender)
-        )
-        if (refusal := outcomes[target]) is not None:
-            raise refusal
 
     def _look_at(self, id: UUID) -> None:
         self._requests.ask(id)

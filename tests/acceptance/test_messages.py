@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import time
 from collections.abc import Callable
@@ -287,6 +288,46 @@ async def test_messages_survive_a_resume(app: App) -> None:
         await handle.resume()
         await handle.send("numbers", 3)
         assert await handle.result(timeout=SOON) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("ended", [True, False])
+async def test_messages_move_with_their_workflow(app: App, sql: Sql, ended: bool) -> None:
+    gate = Gate()
+    broken = ended
+
+    @step
+    async def fragile() -> None:
+        if broken:
+            raise ValueError("not yet")
+        if not ended and gate.arrivals == 0:
+            await gate.passed()
+
+    @app.workflow
+    async def flow() -> list[object]:
+        first = await recv("numbers")
+        await fragile()
+        return [first, await recv("numbers"), await recv("numbers")]
+
+    async with app.worker(grace=AT_ONCE):
+        handle = await app.start(flow())
+        await handle.send("numbers", 1)
+        await handle.send("numbers", 2)
+        if ended:
+            with pytest.raises(ValueError, match="not yet"):
+                await handle.result(timeout=SOON)
+        else:
+            await gate.reached()
+    exported = await app.export(handle.id)
+    sql("DELETE FROM queue_entries")
+    sql("DELETE FROM message_rows")
+    sql("DELETE FROM checkpoints")
+    sql("DELETE FROM workflow_rows")
+    broken = False
+    gate.open()
+    moved = await app.import_(json.loads(json.dumps(exported)))
+    await moved.resume()
+    await moved.send("numbers", 3)
+    assert await served(app, moved) == [1, 2, 3]
 
 
 # --- sending -------------------------------------------------------------------------------------------------------

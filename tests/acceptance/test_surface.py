@@ -24,7 +24,6 @@ TYPES = "a type, for checkers; its attributes are documented where it is impleme
 LATER: dict[str, str] = {
     # names
     "answering": SUSPENSION,
-    "set_event": SUSPENSION,
     "write_stream": STREAMS,
     "continue_as_new": SUSPENSION,
     "Question": SUSPENSION,
@@ -36,7 +35,6 @@ LATER: dict[str, str] = {
     "TransactionDecorator": TYPES,
     # methods
     "Handle.ask": SUSPENSION,
-    "Handle.get_event": SUSPENSION,
     "Handle.read_stream": STREAMS,
     "App.start_or_send": SUSPENSION,
     "App.fork": MANAGEMENT,

@@ -41,6 +41,8 @@ SECTIONS = {
         "map",
         "recv",
         "send",
+        "set_event",
+        "get_event",
         "saga",
         "Saga",
     ],
@@ -64,7 +66,7 @@ VERBS = {
         "import_",
         "close",
     ],
-    "Handle": ["result", "status", "describe", "steps", "cancel", "terminate", "resume", "send", "delete"],
+    "Handle": ["result", "status", "describe", "steps", "cancel", "terminate", "resume", "send", "get_event", "delete"],
     "Step": ["with_options"],
 }
 TESTING = {

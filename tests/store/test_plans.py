@@ -28,7 +28,16 @@ from perdure.store.statements import SHARD, in_schema, statements
 
 BATCH = 100
 MODES = ("force_custom_plan", "force_generic_plan")
-LARGE = ("workflow_rows", "checkpoints", "queue_entries", "waits", "deadlines", "message_rows")
+LARGE = (
+    "workflow_rows",
+    "checkpoints",
+    "queue_entries",
+    "waits",
+    "deadlines",
+    "message_rows",
+    "event_rows",
+    "event_waits",
+)
 
 ME = UUID("01900000-0000-7000-8000-aaaaaaaaaaaa")
 DEAD = UUID("01900000-0000-7000-8000-dddddddddddd")
@@ -80,6 +89,14 @@ FROM generate_series(1, {rows}) AS n;
 INSERT INTO perdure.message_rows (shard, workflow_id, place, id, topic, payload, created_at)
 SELECT 1, pg_temp.id(n), 65536, pg_temp.id(n), 'topic', '1', pg_temp.at(n)
 FROM generate_series(1, {rows} + {rows} / 10) AS n;
+
+INSERT INTO perdure.event_rows (shard, workflow_id, name, number, id, payload, created_at)
+SELECT 1, pg_temp.id(n / 2), 'event', n % 2, pg_temp.id(n), '1', pg_temp.at(n)
+FROM generate_series(2, {rows}) AS n;
+
+INSERT INTO perdure.event_waits (shard, workflow_id, name, waiter_id, created_at)
+SELECT 1, pg_temp.id(n), 'event', pg_temp.id(n + 1), pg_temp.at(n)
+FROM generate_series(1, {rows}) AS n;
 
 INSERT INTO perdure.retention_rows (shard, name, keep_seconds)
 SELECT 1, 'work-' || n, CASE WHEN n % 2 = 0 THEN 86400 END FROM generate_series(1, least({rows}, 10)) AS n;
@@ -231,7 +248,9 @@ def _imported(tables: Tables) -> Sequence[Any]:
         Texts(f"step-{n}" for n in range(count)), Texts(["step"] * count), Ints([1] * count),
         Texts(["success"] * count), Texts(["1"] * count), BigInts([1] * count), Ints([1] * count),
         Ints([None] * count), Texts(["v1"] * count), Times([None] * count), Times([None] * count),
-        Times([LONG_AGO] * count), BigInts([1] * count),
+        Times([LONG_AGO] * count), BigInts([1] * count), BigInts(range(count)),
+        Uuids(UUID(int=n) for n in range(count)), Texts(["topic"] * count), Texts(["1"] * count),
+        Uuids([None] * count), Times([LONG_AGO] * count),
     )  # fmt: skip
 
 
@@ -263,6 +282,7 @@ _ROW, _KEY, _CHECKPOINT = "workflow_rows_pkey", "workflow_rows_key", "checkpoint
 _FAILED = "checkpoints_failed_results"
 _DEADLINE = "deadlines_pkey"
 _MESSAGE = "message_rows_pkey message_rows_id"
+_EVENT, _EVENT_WAIT = "event_rows_pkey event_rows_id", "event_waits_pkey"
 
 
 def _cancel(ids: Uuids) -> Sequence[Any]:
@@ -383,8 +403,18 @@ CASES = (
     _case("send", lambda t: _sent(_waiting(t)), f"{_ENTRY} {_WAIT} {_MESSAGE}", pages=60, rows=40, label="to waiting"),
     _case("sent", lambda t: (SHARD, t.mine()[0], t.mine()[0]), _MESSAGE, batch=1),
     _case("messages", lambda t: (SHARD, t.mine()), _MESSAGE),
+    _case("set_event", lambda t: (SHARD, t.mine()[0], "event", t.id(10**9), "1"), _EVENT, batch=1, pages=40),
+    _case("event_set", lambda t: (SHARD, t.mine()[0], t.id(10**9)), _EVENT, batch=1),
+    _case("event", lambda t: (SHARD, t.mine()[0], "event"), _EVENT, batch=1),
+    _case("await_event", lambda t: (SHARD, t.mine()[0], "event", t.id(10**9)), _EVENT_WAIT, batch=1, pages=40),
+    _case("event_waiters", lambda t: (SHARD, t.mine()[0], "event"), _EVENT_WAIT, batch=1),
+    _case("forget_event_waiters", lambda t: (SHARD, t.mine()[0], "event", t.mine()), _EVENT_WAIT, pages=20),
     _case(
-        "delete_ended", lambda t: (SHARD, t.ended()), f"{_CHECKPOINT} {_ROW} {_DEADLINE} {_MESSAGE}", pages=40, rows=24
+        "delete_ended",
+        lambda t: (SHARD, t.ended()),
+        f"{_CHECKPOINT} {_ROW} {_DEADLINE} {_MESSAGE} {_EVENT} {_EVENT_WAIT}",
+        pages=40,
+        rows=24,
     ),
     _case(
         "expired", lambda t: (SHARD, t.id(t.rows), BATCH, 60.0, None, None), f"{_ROW} {_CHECKPOINT}", pages=20, rows=40
@@ -394,7 +424,8 @@ CASES = (
     _case("put_job", lambda t: (SHARD, "retention", None, 60.0), batch=1),
     _case("export_row", lambda t: (SHARD, t.ended()[0]), _ROW, batch=1),
     _case("export_checkpoints", lambda t: (SHARD, t.ended()[0]), _CHECKPOINT, batch=1),
-    _case("import", _imported, pages=20),
+    _case("export_messages", lambda t: (SHARD, t.mine()[0]), _MESSAGE, batch=1),
+    _case("import", _imported, pages=30),
     _case("steps", lambda t: (t.ended()[0],), _CHECKPOINT, batch=1, pages=40, rows=30),
     _case("page_all", lambda t: _page(None), _ROW, rows=30),
     _case("page_all", lambda t: _page(None, t.id(t.rows // 2)), _ROW, rows=30, label="in the middle"),

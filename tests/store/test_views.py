@@ -39,6 +39,7 @@ VIEWS = {
         workflow_id uuid, id uuid, topic text, payload jsonb, sender_id uuid, created_at timestamptz,
         received_at timestamptz, place bigint
     """,
+    "events": "workflow_id uuid, name text, number bigint, value jsonb, created_at timestamptz",
     "versions": "version text, pending bigint, running bigint, waiting bigint, workers bigint",
 }
 

@@ -84,6 +84,14 @@ class Context(Current, Protocol):
         """Send a message, once."""
         ...
 
+    def announce(self, name: str, payload: str) -> Coroutine[Any, Any, None]:
+        """Set an event of this workflow, once."""
+        ...
+
+    def awaited(self, owner: UUID, name: str) -> Coroutine[Any, Any, str | None]:
+        """The payload of an event of another workflow; None: a message will bring it."""
+        ...
+
     @property
     def max_payload(self) -> int:
         """The largest payload, in bytes."""

@@ -64,21 +64,21 @@ async def send(target: Addressed | UUID, topic: str, value: Any, /) -> None:
         SerializationError: JSON can't carry the value.
     """
     context = required("send()", "use handle.send() elsewhere")
-    payload = dumped(value, topic, context.max_payload)
+    payload = dumped(value, f"a message of topic {topic!r}", context.max_payload)
     await context.send(target if isinstance(target, UUID) else target.id, check_name("topic", topic), payload)
 
 
-def dumped(value: Any, topic: str, limit: int) -> str:
-    """The value of a message as JSON: by its own class, where that isn't plain JSON."""
+def dumped(value: Any, where: str, limit: int) -> str:
+    """A value as JSON: by its own class, where that isn't plain JSON."""
     kind: Any = type(value)  # pyright: ignore[reportUnknownVariableType]
-    return shape(ANY if kind in _PLAIN else kind).dump(value, f"a message of topic {topic!r}", limit)
+    return shape(ANY if kind in _PLAIN else kind).dump(value, where, limit)
 
 
-@step(
-    name="send()",
-    idempotent=True,  # the message has an id, which its place in the workflow gives it
-    retry=Retry(max_attempts=None, maximum=timedelta(seconds=10), retry_on=(DatabaseUnavailable,)),
-)
+FOR_EVER = Retry(max_attempts=None, maximum=timedelta(seconds=10), retry_on=(DatabaseUnavailable,))
+"""What perdure's own steps do where the database is away."""
+
+
+@step(name="send()", idempotent=True, retry=FOR_EVER)  # a message has an id, which its place in the workflow gives it
 async def POST(target: str, topic: str, payload: str) -> None:  # noqa: N802 - a step, which is a value
     """What `send` is in a workflow's own code."""
     await required("send()").send(UUID(target), topic, payload)

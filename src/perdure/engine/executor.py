@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -14,7 +14,7 @@ from perdure.authoring.workflows import Workflow
 from perdure.codec import Codec
 from perdure.engine.alarms import Alarms
 from perdure.engine.calls import Transactions
-from perdure.engine.run import Run
+from perdure.engine.run import Exchange, Run
 from perdure.engine.threads import Threads
 from perdure.engine.writer import Writer
 from perdure.errors import RecoveryLimitExceeded
@@ -51,7 +51,7 @@ class Executor:
         suspends_from: float,
         concurrency: int,
         time: Callable[[], datetime],
-        post: Callable[[UUID, str, str, UUID, UUID], Coroutine[Any, Any, None]],
+        exchange: Exchange,
         on_slot: Callable[[], None],
         on_result: Callable[[UUID, str, str], None],
         on_release: Callable[[Release], None],
@@ -80,7 +80,7 @@ class Executor:
         self._max_recoveries = max_recoveries
         self._concurrency = concurrency
         self._time = time
-        self._post = post
+        self.exchange = exchange
         self._on_slot = on_slot
         self._on_result = on_result
         self._on_release = on_release
@@ -192,9 +192,6 @@ class Executor:
             self.run_handed_over(run)
 
     # --- what runs tell (the protocol Host) ------------------------------------------------------------------------
-
-    async def post(self, target: UUID, topic: str, payload: str, id: UUID, sender: UUID) -> None:
-        await self._post(target, topic, payload, id, sender)
 
     def code_ended(self, run: Run) -> None:
         if run in self._active:

@@ -92,6 +92,14 @@ class Records(Protocol):
     def discard(self, run: Writing) -> None: ...
 
 
+class Exchange(Protocol):
+    """Where it goes what workflows say to each other."""
+
+    async def post(self, target: UUID, topic: str, payload: str, id: UUID, sender: UUID) -> None: ...
+    async def publish(self, owner: UUID, name: str, payload: str, id: UUID) -> None: ...
+    async def subscribe(self, owner: UUID, name: str, waiter: UUID) -> str | None: ...
+
+
 class Host(Protocol):
     """What a run needs of the process that it runs in."""
 
@@ -107,12 +115,9 @@ class Host(Protocol):
     catalogue: Catalogue
     codec: Codec | None
     max_payload: int
+    exchange: Exchange
     draining: bool
     version: str
-
-    async def post(self, target: UUID, topic: str, payload: str, id: UUID, sender: UUID) -> None:
-        """Send a message; one that was sent before under that id isn't sent again."""
-        ...
 
     def time(self) -> datetime:
         """The database's time, as well as it is known here."""
@@ -483,7 +488,16 @@ class Run:
 
     async def post(self, target: UUID, topic: str, payload: str, id: UUID) -> None:
         """Send a message; the same id is sent once."""
-        await self.host.post(target, topic, self.encoded(payload), id, self.id)
+        await self.host.exchange.post(target, topic, self.encoded(payload), id, self.id)
+
+    async def publish(self, name: str, payload: str, id: UUID) -> None:
+        """Set an event of this workflow; the same id is set once."""
+        await self.host.exchange.publish(self.id, name, self.encoded(payload), id)
+
+    async def subscribe(self, owner: UUID, name: str) -> str | None:
+        """The payload of an event of another workflow; None: a message will tell."""
+        found = await self.host.exchange.subscribe(owner, name, self.id)
+        return None if found is None else self.decoded(found)
 
     @property
     def max_payload(self) -> int:

@@ -34,6 +34,7 @@ from typing import Any, Protocol
 from uuid import UUID
 
 from perdure.authoring.context import CURRENT
+from perdure.authoring.events import ANNOUNCE, AWAITED
 from perdure.authoring.messages import POST
 from perdure.engine.delivery import Task
 from perdure.errors import ForeignAwait, WrongPlace
@@ -203,6 +204,12 @@ class Scope:
 
     def send(self, target: UUID, topic: str, payload: str) -> Coroutine[Any, Any, None]:
         return self.call(POST, (str(target), topic, payload), {})
+
+    def announce(self, name: str, payload: str) -> Coroutine[Any, Any, None]:
+        return self.call(ANNOUNCE, (name, payload), {})
+
+    def awaited(self, owner: UUID, name: str) -> Coroutine[Any, Any, str | None]:
+        return self.call(AWAITED, (str(owner), name), {})
 
     @property
     def max_payload(self) -> int:

@@ -32,6 +32,8 @@ class Caller(Protocol):
     def max_payload(self) -> int: ...
     def time(self) -> str: ...
     def post(self, target: UUID, topic: str, payload: str, id: UUID) -> Coroutine[Any, Any, None]: ...
+    def publish(self, name: str, payload: str, id: UUID) -> Coroutine[Any, Any, None]: ...
+    def subscribe(self, owner: UUID, name: str) -> Coroutine[Any, Any, str | None]: ...
 
 
 class StepContext:
@@ -68,6 +70,12 @@ class StepContext:
     def send(self, target: UUID, topic: str, payload: str) -> Coroutine[Any, Any, None]:
         id = uuid5(_MESSAGES, self.start_key("send"))  # the same in each attempt, so it is sent once
         return self._run.post(target, topic, payload, id)
+
+    def announce(self, name: str, payload: str) -> Coroutine[Any, Any, None]:
+        return self._run.publish(name, payload, uuid5(_MESSAGES, self.start_key(f"set_event {name}")))
+
+    def awaited(self, owner: UUID, name: str) -> Coroutine[Any, Any, str | None]:
+        return self._run.subscribe(owner, name)
 
     @property
     def max_payload(self) -> int:

@@ -10,6 +10,8 @@ So an edit of the code moves only what has the same name in the same task. `$` b
 
 from __future__ import annotations
 
+from uuid import UUID
+
 from perdure.errors import PerdureError
 
 INPUT = "$input"
@@ -76,6 +78,11 @@ def intent_key(key: str, attempt: int) -> str:
 def intended_key(key: str) -> str:
     """The key of the step that such an attempt is at."""
     return key.rpartition("#i")[0]
+
+
+def event_topic(owner: UUID, name: str) -> str:
+    """The topic of the message that tells of an event of another workflow. No topic of an author's begins with `$`."""
+    return f"$event {owner} {name}"
 
 
 def timer_key(key: str) -> str:

@@ -97,6 +97,7 @@ SELECT workflow_id, queue, true AS ended FROM known;
 -- :name resume_ended
 -- error | cancelled -> pending: the result, the cancel, and the failures that the result came from are set aside; all
 -- else stays, and is replayed. $1 shard int4 · $2 ids uuid[] · $3 token text: what tells this resume from others
+-- The count of wakes goes on behind all places of messages that are or were there.
 -- The lock is the result's row: of two resumes one finds it. The deadline that was is no more.
 WITH ended AS (
     UPDATE perdure.checkpoints
@@ -133,8 +134,12 @@ WITH ended AS (
         (shard, workflow_id, queue, name, priority, partition, enqueued_at, started_at, epoch, recoveries, wakes, version)
     SELECT $1::int4, ended.workflow_id, row.queue, row.name, row.priority, row.partition, perdure.now(),
            ended.started_at, ended.epoch, COALESCE(ended.recoveries, 0),
-           COALESCE((SELECT pg_catalog.max(place) >> 16 FROM perdure.message_rows
-                     WHERE shard = $1::int4 AND message_rows.workflow_id = ended.workflow_id), 0),
+           GREATEST(0,
+                    (SELECT pg_catalog.max(place) FROM perdure.message_rows
+                     WHERE shard = $1::int4 AND message_rows.workflow_id = ended.workflow_id),
+                    (SELECT pg_catalog.max(args_hash) FROM perdure.checkpoints AS received
+                     WHERE received.shard = $1::int4 AND received.workflow_id = ended.workflow_id
+                       AND received.kind = 'message')) >> 16,
            row.version
     FROM ended,
          LATERAL (
@@ -262,6 +267,48 @@ SELECT workflow_id, queue, was FROM known;
 -- Whether a message is there: for a send that found its target gone. $1 shard int4 · $2 target uuid · $3 its id uuid
 SELECT workflow_id FROM perdure.message_rows WHERE shard = $1::int4 AND workflow_id = $2::uuid AND id = $3::uuid;
 
+-- :name set_event
+-- A workflow announces something: one more value under that name, or none if it was set under that id before.
+-- $1 shard int4 · $2 workflow_id uuid · $3 name text · $4 its id uuid · $5 payload text
+-- No row back: it was set before; or another one of that name came first, and it is to be set again.
+INSERT INTO perdure.event_rows (shard, workflow_id, name, number, id, payload, created_at)
+SELECT $1::int4, $2::uuid, $3::text,
+       COALESCE((SELECT number FROM perdure.event_rows
+                 WHERE shard = $1::int4 AND workflow_id = $2::uuid AND event_rows.name = $3::text
+                 ORDER BY number DESC
+                 LIMIT 1), 0) + 1,
+       $4::uuid, $5::json, perdure.now()
+ON CONFLICT DO NOTHING
+RETURNING id;
+
+-- :name event_set
+-- Whether an event was set under that id. $1 shard int4 · $2 workflow_id uuid · $3 id uuid
+SELECT id FROM perdure.event_rows WHERE shard = $1::int4 AND workflow_id = $2::uuid AND id = $3::uuid;
+
+-- :name event
+-- What a workflow has announced last under a name. $1 shard int4 · $2 workflow_id uuid · $3 name text
+SELECT id, payload::text AS payload
+FROM perdure.event_rows
+WHERE shard = $1::int4 AND workflow_id = $2::uuid AND name = $3::text
+ORDER BY number DESC
+LIMIT 1;
+
+-- :name await_event
+-- A workflow waits for an event of another one. In a statement before it looks whether the event is there.
+-- $1 shard int4 · $2 workflow_id uuid · $3 name text · $4 waiter_id uuid
+INSERT INTO perdure.event_waits (shard, workflow_id, name, waiter_id, created_at)
+VALUES ($1::int4, $2::uuid, $3::text, $4::uuid, perdure.now())
+ON CONFLICT DO NOTHING;
+
+-- :name event_waiters
+-- Who waits for an event. In a statement after it was set. $1 shard int4 · $2 workflow_id uuid · $3 name text
+SELECT waiter_id FROM perdure.event_waits WHERE shard = $1::int4 AND workflow_id = $2::uuid AND name = $3::text;
+
+-- :name forget_event_waiters
+-- They have been told. $1 shard int4 · $2 workflow_id uuid · $3 name text · $4 waiters uuid[]
+DELETE FROM perdure.event_waits
+WHERE shard = $1::int4 AND workflow_id = $2::uuid AND name = $3::text AND waiter_id = ANY ($4::uuid[]);
+
 -- :name messages
 -- All that was sent to these workflows, received or not. $1 shard int4 · $2 ids uuid[]
 SELECT workflow_id, place, topic, payload::text AS payload
@@ -328,6 +375,12 @@ WITH free AS MATERIALIZED (
     RETURNING workflow_id
 ), messages AS (
     DELETE FROM perdure.message_rows
+    WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT ended.workflow_id FROM ended))
+), events AS (
+    DELETE FROM perdure.event_rows
+    WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT ended.workflow_id FROM ended))
+), event_waits AS (
+    DELETE FROM perdure.event_waits
     WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT ended.workflow_id FROM ended))
 ), running AS (
     DELETE FROM perdure.running_steps
@@ -418,6 +471,13 @@ FROM perdure.checkpoints
 WHERE shard = $1::int4 AND workflow_id = $2::uuid
 ORDER BY position, key;
 
+-- :name export_messages
+-- What was sent to a workflow. $1 shard int4 · $2 id uuid
+SELECT place, id, topic, payload::text AS payload, sender_id, created_at
+FROM perdure.message_rows
+WHERE shard = $1::int4 AND workflow_id = $2::uuid
+ORDER BY place;
+
 -- :name import
 -- nothing -> waiting | what it was: a workflow as it was exported. One that hadn't ended waits for an operator.
 -- $1 shard int4 · $2 id uuid · $3 name text · $4 key text · $5 queue text · $6 priority int4 · $7 partition text
@@ -425,6 +485,8 @@ ORDER BY position, key;
 -- $13 keys text[] · $14 kinds text[] · $15 positions int4[] · $16 statuses text[] · $17 payloads text[]
 -- $18 hashes int8[] · $19 attempts int4[] · $20 recoveries int4[] · $21 versions text[] · $22 started_at timestamptz[]
 -- $23 wake_at timestamptz[] · $24 created_at timestamptz[] · $25 epochs int8[]
+-- and of its messages: $26 places int8[] · $27 ids uuid[] · $28 topics text[] · $29 payloads text[] · $30 senders uuid[]
+-- $31 created_at timestamptz[]
 -- No row back: it is there already, or its key is taken.
 WITH opened AS (
     INSERT INTO perdure.workflow_rows
@@ -444,11 +506,22 @@ WITH opened AS (
         AS item (key, kind, position, status, payload, args_hash, attempts, recoveries, version, started_at, wake_at,
                  created_at, epoch)
     WHERE (SELECT true FROM opened)
+), sent AS (
+    INSERT INTO perdure.message_rows (shard, workflow_id, place, id, topic, payload, sender_id, created_at)
+    SELECT $1::int4, $2::uuid, item.place, item.id, item.topic, item.payload::json, item.sender_id, item.created_at
+    FROM unnest($26::int8[], $27::uuid[], $28::text[], $29::text[], $30::uuid[], $31::timestamptz[])
+        AS item (place, id, topic, payload, sender_id, created_at)
+    WHERE (SELECT true FROM opened)
 ), waiting AS (
     INSERT INTO perdure.waits
-        (shard, workflow_id, waiting_for, queue, name, priority, partition, enqueued_at, epoch, version, created_at)
-    SELECT $1::int4, $2::uuid, 'operator', $5::text, $3::text, $6::int4, $7::text, perdure.now(), $12::int8, $8::text,
-           perdure.now()
+        (shard, workflow_id, waiting_for, queue, name, priority, partition, enqueued_at, epoch, wakes, version,
+         created_at)
+    SELECT $1::int4, $2::uuid, 'operator', $5::text, $3::text, $6::int4, $7::text, perdure.now(), $12::int8,
+           GREATEST(0,
+                    (SELECT pg_catalog.max(item.place) FROM unnest($26::int8[]) AS item (place)),
+                    (SELECT pg_catalog.max(item.args_hash) FROM unnest($14::text[], $18::int8[]) AS item (kind, args_hash)
+                     WHERE item.kind = 'message')) >> 16,
+           $8::text, perdure.now()
     FROM opened
     WHERE NOT $11::bool
 )

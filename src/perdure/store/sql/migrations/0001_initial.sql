@@ -142,6 +142,30 @@ CREATE TABLE perdure.message_rows (
 
 CREATE UNIQUE INDEX message_rows_id ON perdure.message_rows (shard, workflow_id, id);
 
+-- What workflows have announced. Rows are never touched: the one with the highest number is how things are.
+CREATE TABLE perdure.event_rows (
+    shard int4 NOT NULL,
+    workflow_id uuid NOT NULL,
+    name text NOT NULL,
+    number int8 NOT NULL,
+    id uuid NOT NULL,
+    payload json,
+    created_at timestamptz NOT NULL,
+    PRIMARY KEY (shard, workflow_id, name, number)
+) WITH (autovacuum_vacuum_insert_scale_factor = 0.05);
+
+CREATE UNIQUE INDEX event_rows_id ON perdure.event_rows (shard, workflow_id, id);
+
+-- Workflows that wait until another one announces something; gone when they have been told.
+CREATE TABLE perdure.event_waits (
+    shard int4 NOT NULL,
+    workflow_id uuid NOT NULL,
+    name text NOT NULL,
+    waiter_id uuid NOT NULL,
+    created_at timestamptz NOT NULL,
+    PRIMARY KEY (shard, workflow_id, name, waiter_id)
+) WITH (autovacuum_vacuum_scale_factor = 0.02);
+
 -- When workflows must have ended. A row stays until it is due; then it finds its workflow ended, or ends it.
 CREATE TABLE perdure.deadlines (
     shard int4 NOT NULL,
@@ -352,6 +376,12 @@ SELECT message.workflow_id, message.id, message.topic, message.payload::jsonb AS
        message.place
 FROM perdure.message_rows AS message
 WHERE message.shard = 1;
+
+-- What workflows have announced, with its history; the highest number of a name is how things are.
+CREATE VIEW perdure.events AS
+SELECT event.workflow_id, event.name, event.number, event.payload::jsonb AS value, event.created_at
+FROM perdure.event_rows AS event
+WHERE event.shard = 1;
 
 -- What a worker says of itself; one whose lease ran out is dead, whether or not somebody has noticed yet.
 CREATE VIEW perdure.workers AS
