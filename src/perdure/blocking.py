@@ -2,6 +2,8 @@
 
 One thread of the process has an event loop on which these verbs run, for all callers. So they share a pool, and starts
 of many threads go to the database together. A forked child gets a thread of its own.
+
+In a `def` step, which runs in a thread, `send` and `set_event` of this module do what those of `perdure` do elsewhere.
 """
 
 from __future__ import annotations
@@ -17,6 +19,9 @@ from uuid import UUID
 from typing_extensions import TypeForm, TypeVar
 
 from perdure.annotations import ANY
+from perdure.authoring import events, messages
+from perdure.authoring.context import required
+from perdure.authoring.messages import Addressed
 from perdure.authoring.workflows import Invocation, Workflow
 from perdure.client import Client
 from perdure.errors import WrongPlace
@@ -51,12 +56,10 @@ class Portal:
             WrongPlace: This thread has a running loop, which would stand still meanwhile.
         """
         try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            pass
-        else:
+            _refuse_loop(verb)
+        except WrongPlace:
             coroutine.close()
-            raise WrongPlace(f"blocking {verb} was called in a running event loop; use 'await {verb}' there")
+            raise
         future = asyncio.run_coroutine_threadsafe(coroutine, self._running())
         try:
             return future.result()
@@ -191,6 +194,20 @@ class BlockingApp:
         )
         return PORTAL.run(running, "app.run()")
 
+    def start_or_send(
+        self,
+        invocation: Invocation[R],
+        topic: str,
+        value: Any,
+        /,
+        *,
+        key: str,
+        idempotency_key: str | None = None,
+    ) -> BlockingHandle[R]:
+        taken(invocation)
+        sending = self._client.start_or_send(invocation, topic, value, key=key, idempotency_key=idempotency_key)
+        return BlockingHandle(PORTAL.run(sending, "app.start_or_send()"))
+
     def handle(self, id: UUID, /, type: TypeForm[T] = ANY) -> BlockingHandle[T]:
         return BlockingHandle(self._client.handle(id, type))
 
@@ -321,6 +338,38 @@ class BlockingApp:
         self.close()
 
 
+def send(target: Addressed | UUID, topic: str, value: Any, /) -> None:
+    _carry_out(messages.send(target, topic, value), "send()")
+
+
+def set_event(name: str, value: Any, /) -> None:
+    _carry_out(events.set_event(name, value), "set_event()")
+
+
+def _carry_out(coroutine: Coroutine[Any, Any, None], verb: str) -> None:
+    """Let the worker's loop do it, for the `def` step that runs in this thread.
+
+    Raises:
+        NotInWorkflow: No step runs in it.
+        WrongPlace: It has a running loop, which would stand still meanwhile.
+    """
+    try:
+        loop = required(f"blocking {verb}", "call it inside a `def` step").loop
+        _refuse_loop(verb)
+    except BaseException:
+        coroutine.close()
+        raise
+    asyncio.run_coroutine_threadsafe(coroutine, loop).result()
+
+
+def _refuse_loop(verb: str) -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise WrongPlace(f"blocking {verb} was called in a running event loop; use 'await {verb}' there")
+
+
 def _document(mirror: type[Any], original: type[Any]) -> None:
     """A verb says the same in both worlds: written once, where it is awaited."""
     for name, method in vars(mirror).items():
@@ -330,3 +379,4 @@ def _document(mirror: type[Any], original: type[Any]) -> None:
 
 _document(BlockingApp, Client)
 _document(BlockingHandle, Handle)
+send.__doc__, set_event.__doc__ = messages.send.__doc__, events.set_event.__doc__

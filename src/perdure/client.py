@@ -21,6 +21,7 @@ from perdure.authoring.workflows import Invocation, Workflow
 from perdure.codec import Codec, shape
 from perdure.config import Settings
 from perdure.engine.maintenance import FIRST, prune_chunk
+from perdure.errors import WorkflowNotFound, WrongState
 from perdure.failures import Catalogue
 from perdure.handle import Handle
 from perdure.model.ids import new_id
@@ -30,6 +31,7 @@ from perdure.session import Session
 from perdure.starts import Json, Start, attributes_text, aware, prepare, taken
 from perdure.store import foreign, programs
 from perdure.store.arrays import Texts, Uuids
+from perdure.store.database import backoff
 from perdure.store.programs import NewWorkflow, OnConflict, Program, Started
 from perdure.store.statements import SHARD, statements
 
@@ -206,6 +208,43 @@ class Client:
             invocation, key=key, queue=queue, priority=priority, partition=partition, timeout=timeout
         )
         return await handle.result()
+
+    async def start_or_send(
+        self,
+        invocation: Invocation[R],
+        topic: str,
+        value: Any,
+        /,
+        *,
+        key: str,
+        idempotency_key: str | None = None,
+    ) -> Handle[R]:
+        """Send a message to the workflow that holds a key, and start it first if there is none, or if it has ended.
+
+        When this returns, the message is there. If it fails in between, the workflow may be started without it: call it
+        again, with an `idempotency_key=` if the message must not be sent twice.
+
+        Args:
+            invocation: What to start.
+            topic: What the message is about.
+            value: As in `Handle.send`.
+            key: The key; one workflow of that name at a time holds it.
+            idempotency_key: As in `Handle.send`: a second message of that key to this workflow is not sent.
+
+        Raises:
+            InvalidArguments: The arguments don't fit the workflow's signature.
+            SerializationError: JSON can't carry an argument, or the value.
+            DatabaseUnavailable: No answer for `connect_timeout`.
+        """
+        for pause in backoff():
+            handle = await self.start(invocation, key=key, on_conflict="replace_finished")
+            try:
+                await handle.send(topic, value, idempotency_key=idempotency_key)
+            except (WrongState, WorkflowNotFound):  # it has ended in between
+                await asyncio.sleep(pause)
+            else:
+                return handle
+        raise AssertionError("backoff never ends")
 
     # --- looking ---------------------------------------------------------------------------------------------------
 

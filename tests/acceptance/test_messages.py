@@ -24,6 +24,7 @@ from perdure import (
     WorkflowNotFound,
     WrongPlace,
     WrongState,
+    blocking,
     current,
     recv,
     send,
@@ -414,6 +415,34 @@ async def test_an_idempotency_key_sends_once(app: App) -> None:
         await handle.send("numbers", 3, idempotency_key="payment 3")
 
 
+async def test_start_or_send_starts_once_and_anew_when_it_has_ended(app: App) -> None:
+    collect = declare_collect(app)
+    async with app.worker():
+        first = await app.start_or_send(collect(2), "numbers", 1, key="cart")
+        again = await app.start_or_send(collect(2), "numbers", 2, key="cart", idempotency_key="two")
+        assert (first.started, again.started, again.id) == (True, False, first.id)
+        assert await first.result(timeout=SOON) == [1, 2]
+        other = await asyncio.to_thread(app.blocking.start_or_send, collect(1), "numbers", 3, key="cart")
+        assert other.id != first.id
+        assert await app.handle(other.id).result(timeout=SOON) == [3]
+    with pytest.raises(SerializationError):
+        await app.start_or_send(collect(1), "numbers", object(), key="other")
+    await asyncio.to_thread(app.blocking.close)
+
+
+async def test_many_that_start_or_send_reach_workflows_that_have_not_ended(app: App) -> None:
+    """Each of them gets its message, or ends with it; no two get the same."""
+    collect = declare_collect(app)
+    async with app.worker():
+        handles = await asyncio.gather(
+            *(app.start_or_send(collect(1), "numbers", number, key="cart") for number in range(30))
+        )
+        ids = {handle.id for handle in handles}
+        received = [await app.handle(id).result(timeout=SOON) for id in ids]
+    assert all(len(each) == 1 for each in received)
+    assert len({number for (number,) in received}) == len(ids)
+
+
 async def test_what_nobody_can_receive_is_refused(app: App) -> None:
     collect = declare_collect(app)
     handle = await app.start(collect(0))
@@ -488,6 +517,37 @@ async def test_the_view_says_what_was_sent_and_received(app: App, sql: Sql) -> N
     ]
     await handle.delete()
     assert sql("SELECT count(*) FROM message_rows") == [(0,)]
+
+
+async def test_plain_functions_send_and_announce_from_their_thread(app: App) -> None:
+    collect = declare_collect(app)
+
+    @step
+    def works(target: str) -> None:
+        blocking.send(UUID(target), "numbers", 1)
+        blocking.set_event("stage", "sent")
+
+    @step
+    async def in_a_loop() -> None:
+        blocking.send(UUID(int=0), "numbers", 1)
+
+    @app.workflow
+    async def flow(target: str) -> str:
+        await works(target)
+        try:
+            await in_a_loop()
+        except WrongPlace as error:
+            return str(error)
+        return ""
+
+    async with app.worker():
+        handle = await app.start(collect(1))
+        sending = await app.start(flow(str(handle.id)))
+        assert await handle.result(timeout=SOON) == [1]
+        assert await sending.get_event("stage") == "sent"
+        assert "use 'await send()' there" in await sending.result(timeout=SOON)
+    with pytest.raises(NotInWorkflow, match="inside a `def` step"):
+        await asyncio.to_thread(blocking.set_event, "stage", 1)
 
 
 async def test_blocking_code_sends(app: App) -> None:

@@ -36,7 +36,6 @@ LATER: dict[str, str] = {
     # methods
     "Handle.ask": SUSPENSION,
     "Handle.read_stream": STREAMS,
-    "App.start_or_send": SUSPENSION,
     "App.fork": MANAGEMENT,
 }
 

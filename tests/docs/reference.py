@@ -54,6 +54,7 @@ VERBS = {
         "start",
         "start_many",
         "run",
+        "start_or_send",
         "handle",
         "find",
         "workflows",

@@ -6,6 +6,7 @@ primitives find it there. Tasks inherit it, as asyncio's contexts go; the engine
 
 from __future__ import annotations
 
+from asyncio import AbstractEventLoop
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
@@ -90,6 +91,11 @@ class Context(Current, Protocol):
 
     def awaited(self, owner: UUID, name: str) -> Coroutine[Any, Any, str | None]:
         """The payload of an event of another workflow; None: a message will bring it."""
+        ...
+
+    @property
+    def loop(self) -> AbstractEventLoop:
+        """The event loop of the worker."""
         ...
 
     @property

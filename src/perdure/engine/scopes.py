@@ -212,6 +212,10 @@ class Scope:
         return self.call(AWAITED, (str(owner), name), {})
 
     @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        return asyncio.get_running_loop()
+
+    @property
     def max_payload(self) -> int:
         return self.run.max_payload
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Coroutine
 from datetime import datetime, timedelta
@@ -16,8 +17,17 @@ _MESSAGES = UUID("6f0d4a52-5f0e-5b6a-9f50-6f7065726475")
 """The namespace of messages that steps send."""
 
 
+class Host(Protocol):
+    """What a body may know of the process that it runs in."""
+
+    loop: asyncio.AbstractEventLoop
+
+
 class Caller(Protocol):
     """What a body may know of its run."""
+
+    @property
+    def host(self) -> Host: ...
 
     @property
     def id(self) -> UUID: ...
@@ -76,6 +86,10 @@ class StepContext:
 
     def awaited(self, owner: UUID, name: str) -> Coroutine[Any, Any, str | None]:
         return self._run.subscribe(owner, name)
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        return self._run.host.loop
 
     @property
     def max_payload(self) -> int:
