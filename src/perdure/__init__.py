@@ -1,6 +1,7 @@
 """perdure: durable workflows in Python, with PostgreSQL as the only orchestrator."""
 
 from perdure.app import App
+from perdure.authoring.asking import Question, answering
 from perdure.authoring.completion import as_completed
 from perdure.authoring.context import current
 from perdure.authoring.events import get_event, set_event
@@ -23,6 +24,7 @@ from perdure.errors import (
     NotInWorkflow,
     PerdureError,
     RecoveryLimitExceeded,
+    Refused,
     ReplayMismatch,
     ResultTimeout,
     SchemaError,
@@ -30,6 +32,7 @@ from perdure.errors import (
     StepFailed,
     StepInDoubt,
     StepTimeout,
+    Unanswered,
     UnknownWorkflow,
     WorkflowCancelled,
     WorkflowFailed,
@@ -60,7 +63,9 @@ __all__ = [
     "KeyConflict",
     "NotInWorkflow",
     "PerdureError",
+    "Question",
     "RecoveryLimitExceeded",
+    "Refused",
     "ReplayMismatch",
     "Rerun",
     "ResultTimeout",
@@ -76,6 +81,7 @@ __all__ = [
     "StepInDoubt",
     "StepInfo",
     "StepTimeout",
+    "Unanswered",
     "UnknownWorkflow",
     "Workflow",
     "WorkflowCancelled",
@@ -84,6 +90,7 @@ __all__ = [
     "WorkflowNotFound",
     "WrongPlace",
     "WrongState",
+    "answering",
     "as_completed",
     "current",
     "get_event",

@@ -119,6 +119,9 @@ class BlockingHandle(Generic[R_co]):
     def send(self, topic: str, value: Any, *, idempotency_key: str | None = None) -> None:
         PORTAL.run(self.handle.send(topic, value, idempotency_key=idempotency_key), "handle.send()")
 
+    def ask(self, topic: str, value: Any, *, type: TypeForm[T] = ANY, timeout: timedelta | None = None) -> T:
+        return PORTAL.run(self.handle.ask(topic, value, type=type, timeout=timeout), "handle.ask()")
+
     def get_event(self, name: str, *, type: TypeForm[T] = ANY, timeout: timedelta | None = None) -> T:
         return PORTAL.run(self.handle.get_event(name, type=type, timeout=timeout), "handle.get_event()")
 

@@ -19,6 +19,8 @@
     ├── RecoveryLimitExceeded     workers kept dying while they ran this workflow
     ├── ResultTimeout             the workflow hasn't ended yet; it goes on
     ├── StepTimeout               an attempt took longer than the step's `timeout=`
+    ├── Refused                   a workflow's validator refused a question
+    ├── Unanswered                a workflow took a question, and gave no answer
     ├── StepInDoubt               a crash cut an attempt short, and the step says `in_doubt="park"`
     ├── StepFailed                a step failed with an error that this app doesn't know as a class
     └── WorkflowFailed            the same for a workflow
@@ -311,6 +313,28 @@ class StepInDoubt(PerdureError):
             f"step {self.name!r} began, and nobody recorded how it ended; see whether it took effect, undo that if it "
             "did, and resume the workflow: then the step begins anew"
         )
+
+
+class Refused(PerdureError):
+    """A workflow's validator refused a question: raised by the validator, and at whoever asked."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+class Unanswered(PerdureError):
+    """The workflow left its `answering()` block without a reply."""
+
+    def __init__(self, topic: str) -> None:
+        super().__init__(topic)
+        self.topic = topic
+
+    def __str__(self) -> str:
+        return f"the workflow took the question of topic {self.topic!r}, and left it without a reply"
 
 
 class _Failed(PerdureError):

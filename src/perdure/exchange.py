@@ -12,7 +12,7 @@ from uuid import UUID, uuid5
 
 from perdure import management
 from perdure.errors import PerdureError, WorkflowNotFound, WrongState
-from perdure.model.keys import event_topic
+from perdure.model.keys import answer_name, event_topic
 from perdure.session import Session
 from perdure.store.arrays import Uuids
 from perdure.store.statements import SHARD
@@ -53,6 +53,11 @@ class Exchange:
         if rows:
             await database.fetch("forget_event_waiters", SHARD, owner, name, Uuids(row.waiter_id for row in rows))
 
+    async def refuse(self, id: UUID, question: UUID, answer: str) -> None:
+        """Answer a question that the workflow's code isn't to see."""
+        name = answer_name(question)
+        await self._session.database.fetch("refuse_message", SHARD, id, question, name, uuid5(question, name), answer)
+
     async def subscribe(self, owner: UUID, name: str, waiter: UUID) -> str | None:
         """The payload of an event; None: it isn't there, and the waiter will get a message when it is.
 
@@ -92,5 +97,6 @@ async def _over(session: Session, owner: UUID, name: str) -> PerdureError | None
     if not states:
         return WorkflowNotFound(owner)
     if states[0].status in _FINAL:
-        return WrongState(owner, states[0].status, f"it has ended without setting event {name!r}")
+        lack = "answering" if name.startswith("$answer") else f"setting event {name!r}"
+        return WrongState(owner, states[0].status, f"it has ended without {lack}")
     return None

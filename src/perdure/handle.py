@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, Generic, Protocol, cast
@@ -26,7 +27,7 @@ from perdure.errors import (
 )
 from perdure.failures import Catalogue
 from perdure.model.ids import new_id
-from perdure.model.keys import check_name
+from perdure.model.keys import answer_name, check_name
 from perdure.model.records import Result, StepInfo, WorkflowInfo, info
 from perdure.model.statuses import Status
 from perdure.session import Session
@@ -191,6 +192,45 @@ class Handle(Generic[R_co]):
         id = new_id() if idempotency_key is None else uuid5(self.id, idempotency_key)
         await self._apply(management.send(session, topic, payload, id))
 
+    async def ask(self, topic: str, value: Any, *, type: TypeForm[T] = ANY, timeout: timedelta | None = None) -> T:
+        """Ask the workflow something, which it answers in an `answering(topic)` block; returns the answer.
+
+        Args:
+            topic: What the question is about.
+            value: The question, as in `send`.
+            type: What the answer is.
+            timeout: How long to wait for it; the question stays.
+
+        Raises:
+            Refused: The workflow's validator refused the question.
+            Unanswered: The workflow took it, and gave no answer. What else its block failed with is raised as itself,
+                or as `WorkflowFailed`.
+            TimeoutError: There was no answer in time.
+            WorkflowNotFound: There is no such workflow.
+            WrongState: It has ended, or ended without taking the question.
+            SerializationError: JSON can't carry the question, or the answer doesn't fit `type`.
+        """
+        session = self._owner.session()
+        check_name("topic", topic)
+        text = dumped(value, f"a question of topic {topic!r}", session.settings.max_payload)
+        id = new_id()
+        await self._apply(management.send(session, topic, self._owner.encoded(text), id, asks=True))
+        answer = json.loads(await self._event(answer_name(id), timeout))
+        if "error" in answer:
+            raise self._owner.catalogue.rebuild(answer["error"], WorkflowFailed)
+        return valued(json.dumps(answer["value"]), topic, type)
+
+    async def _event(self, name: str, timeout: timedelta | None) -> str:
+        """The payload of an event of the workflow, as soon as it is there."""
+        session = self._owner.session()
+        async with asyncio.timeout(None if timeout is None else timeout.total_seconds()):
+            for pause in backoff(_FIRST_SECONDS, _LOOK_SECONDS):
+                found = await exchange.latest(session, self.id, name)
+                if found is not None:
+                    return self._owner.decoded(found)
+                await asyncio.sleep(pause)
+        raise AssertionError("backoff never ends")
+
     async def get_event(self, name: str, *, type: TypeForm[T] = ANY, timeout: timedelta | None = None) -> T:
         """The value that the workflow set last under that name, as soon as there is one.
 
@@ -205,15 +245,7 @@ class Handle(Generic[R_co]):
             WrongState: It has ended without setting it.
             SerializationError: The value doesn't fit `type`.
         """
-        check_name("event", name)
-        session = self._owner.session()
-        async with asyncio.timeout(None if timeout is None else timeout.total_seconds()):
-            for pause in backoff(_FIRST_SECONDS, _LOOK_SECONDS):
-                found = await exchange.latest(session, self.id, name)
-                if found is not None:
-                    return valued(self._owner.decoded(found), name, type)
-                await asyncio.sleep(pause)
-        raise AssertionError("backoff never ends")
+        return valued(await self._event(check_name("event", name), timeout), name, type)
 
     async def delete(self) -> None:
         """Delete the workflow, which must have ended, with all that it recorded; its key is free again.

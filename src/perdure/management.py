@@ -116,13 +116,15 @@ def resume(session: Session) -> Verb:
     )
 
 
-def send(session: Session, topic: str, payload: str, id: UUID, sender: UUID | None = None) -> Verb:
+def send(
+    session: Session, topic: str, payload: str, id: UUID, sender: UUID | None = None, *, asks: bool = False
+) -> Verb:
     """Send a message to a workflow. What was sent before under that id isn't sent again."""
 
     async def reach(ids: Sequence[UUID]) -> Iterable[Any]:
         (target,) = ids
         message = (Uuids([id]), Uuids([target]), BigInts([0]), Texts([topic]), Texts([payload]), Uuids([sender]))
-        rows = await session.database.fetch("send", SHARD, Uuids(ids), *message)
+        rows = await session.database.fetch("send", SHARD, Uuids(ids), *message, asks)
         session.tell(
             queues={row.queue for row in rows if row.was == "woken"},
             asked=[row.workflow_id for row in rows if row.was == "entry"],

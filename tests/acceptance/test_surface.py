@@ -23,10 +23,8 @@ VERSIONS = "versions and patches come later"
 TYPES = "a type, for checkers; its attributes are documented where it is implemented"
 LATER: dict[str, str] = {
     # names
-    "answering": SUSPENSION,
     "write_stream": STREAMS,
     "continue_as_new": SUSPENSION,
-    "Question": SUSPENSION,
     "StreamEntry": STREAMS,
     "Json": TYPES,
     "Current": TYPES,
@@ -34,7 +32,6 @@ LATER: dict[str, str] = {
     "WorkflowDecorator": TYPES,
     "TransactionDecorator": TYPES,
     # methods
-    "Handle.ask": SUSPENSION,
     "Handle.read_stream": STREAMS,
     "App.fork": MANAGEMENT,
 }

@@ -63,7 +63,17 @@ def resuming(*ids: UUID) -> Deed:
 def sending(*ids: UUID) -> Deed:
     count = len(ids)
     new = [uuid4() for _ in ids]
-    return "send", [SHARD, list(ids), new, list(ids), [0] * count, ["topic"] * count, ["1"] * count, [None] * count]
+    return "send", [
+        SHARD,
+        list(ids),
+        new,
+        list(ids),
+        [0] * count,
+        ["topic"] * count,
+        ["1"] * count,
+        [None] * count,
+        False,
+    ]
 
 
 def waking() -> Deed:

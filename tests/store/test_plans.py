@@ -294,7 +294,7 @@ def _sent(ids: Uuids) -> Sequence[Any]:
     new = Uuids(UUID(int=number) for number in range(count))
     return (
         SHARD, ids, new, ids, BigInts([0] * count), Texts(["topic"] * count), Texts(["1"] * count),
-        Uuids([None] * count),
+        Uuids([None] * count), True,
     )  # fmt: skip
 
 
@@ -401,6 +401,13 @@ CASES = (
     ),
     _case("send", lambda t: _sent(t.mine()), f"{_ENTRY} {_WAIT} {_MESSAGE}", pages=40, rows=30),
     _case("send", lambda t: _sent(_waiting(t)), f"{_ENTRY} {_WAIT} {_MESSAGE}", pages=60, rows=40, label="to waiting"),
+    _case(
+        "refuse_message",
+        lambda t: (SHARD, t.mine()[0], t.mine()[0], "$answer", t.id(10**9), "{}"),
+        f"{_MESSAGE} {_EVENT}",
+        batch=1,
+        pages=80,
+    ),
     _case("sent", lambda t: (SHARD, t.mine()[0], t.mine()[0]), _MESSAGE, batch=1),
     _case("messages", lambda t: (SHARD, t.mine()), _MESSAGE),
     _case("set_event", lambda t: (SHARD, t.mine()[0], "event", t.id(10**9), "1"), _EVENT, batch=1, pages=40),

@@ -85,6 +85,14 @@ class Context(Current, Protocol):
         """Send a message, once."""
         ...
 
+    def question(self, topic: str) -> Coroutine[Any, Any, tuple[str, UUID | None]]:
+        """The payload of the next message of a topic, and its id, if its sender waits for an answer."""
+        ...
+
+    def answer(self, question: UUID | None, payload: str) -> Coroutine[Any, Any, None]:
+        """Answer a question, once; None: it was a message, and nobody waits."""
+        ...
+
     def announce(self, name: str, payload: str) -> Coroutine[Any, Any, None]:
         """Set an event of this workflow, once."""
         ...

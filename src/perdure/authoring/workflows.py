@@ -11,6 +11,7 @@ from typing import Any, Generic, NoReturn, ParamSpec, Protocol, overload
 
 from typing_extensions import TypeVar
 
+from perdure.annotations import ANY, hints_of
 from perdure.authoring.context import CURRENT
 from perdure.codec import Shape, result_shape
 from perdure.errors import WrongPlace
@@ -22,6 +23,7 @@ from perdure.parameters import Parameters, dump_untyped
 P = ParamSpec("P")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True, default=Any)
+V = TypeVar("V", bound=Callable[..., Any])
 
 
 class Invocation(Coroutine[Any, Any, R_co]):
@@ -119,6 +121,25 @@ class Workflow(Generic[P, R]):
         self.retry = retry
         self.retention = retention
         self.version = version
+        self.validators: dict[str, Callable[[str], None]] = {}
+        """What questions must pass, by their topics: given the payload, they raise."""
+
+    def validator(self, topic: str, /) -> Callable[[V], V]:
+        """Declare what looks at a question before the workflow's code sees it: `@checkout.validator("address")`.
+
+        A `def` of one parameter, the value (as its annotation says). It raises `Refused("reason")`, or anything else,
+        if the question is to be refused; whoever asked gets that as `Refused`. It must be pure, and quick: it runs on
+        the worker's loop, perhaps several times.
+        """
+        check_name("topic", topic)
+
+        def declare(fn: V) -> V:
+            if inspect.iscoroutinefunction(fn) or not callable(fn):
+                raise TypeError(f"the validator of topic {topic!r} must be a plain function, with one parameter")
+            self.validators[topic] = _checked(fn)
+            return fn
+
+        return declare
 
     @functools.cached_property
     def parameters(self) -> Parameters:
@@ -143,6 +164,19 @@ class Workflow(Generic[P, R]):
 
     def __repr__(self) -> str:
         return f"<workflow {self.name}>"
+
+
+def _checked(fn: Callable[..., Any]) -> Callable[[str], None]:
+    def annotation() -> Any:
+        hints = {name: hint for name, hint in hints_of(fn).items() if name != "return"}
+        return next(iter(hints.values()), ANY)
+
+    given = Shape.deferred(annotation)
+
+    def check(payload: str) -> None:
+        fn(given.load(payload))
+
+    return check
 
 
 class WorkflowDecorator(Protocol):

@@ -81,6 +81,7 @@ class Executor:
         self._concurrency = concurrency
         self._time = time
         self.exchange = exchange
+        self._refusals: set[asyncio.Task[None]] = set()
         self._on_slot = on_slot
         self._on_result = on_result
         self._on_release = on_release
@@ -192,6 +193,16 @@ class Executor:
             self.run_handed_over(run)
 
     # --- what runs tell (the protocol Host) ------------------------------------------------------------------------
+
+    def refuse(self, id: UUID, question: UUID, answer: str) -> None:
+        task = self.loop.create_task(self.exchange.refuse(id, question, answer))
+        self._refusals.add(task)
+        task.add_done_callback(self._refused)
+
+    def _refused(self, task: asyncio.Task[None]) -> None:
+        self._refusals.discard(task)
+        if not task.cancelled() and task.exception() is not None:  # the next run refuses it again
+            telemetry.emit(telemetry.DatabaseLost(component="refusals", reason=str(task.exception())))
 
     def code_ended(self, run: Run) -> None:
         if run in self._active:

@@ -8,14 +8,18 @@ for, or the suspension is refused (see writer.py).
 
 Messages of a topic go to those who wait for that topic in the order in which they asked, and in the order of their
 places. Which one got which is recorded, so a replay doesn't ask again.
+
+A message may be a question: its sender waits for an answer, which is an event named after it. Whether it may come in is
+for the workflow's validator to say, before any code sees it: refused, it is gone, and leaves no checkpoint.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Protocol
+from uuid import UUID
 
 from perdure.engine import waiting
 from perdure.engine.waiting import Waits
@@ -26,10 +30,19 @@ from perdure.model.records import Checkpoint, Message
 class Inbox:
     """The messages of one run that its code hasn't received."""
 
-    def __init__(self, messages: Iterable[Message], received: frozenset[int], waits: Waits) -> None:
+    def __init__(
+        self,
+        messages: Iterable[Message],
+        received: frozenset[int],
+        waits: Waits,
+        admits: Callable[[Message], bool],
+    ) -> None:
         self.after = 0
         """The place of the last message that is known here."""
+        self.questions: dict[int, UUID] = {}
+        """The messages whose senders wait for an answer, by their places."""
         self._received = received
+        self._admits = admits
         self._waits = waits
         self._topics: dict[str, deque[Message]] = {}
         self._waiting: dict[str, deque[str]] = {}
@@ -41,7 +54,9 @@ class Inbox:
         for message in messages:
             if message.place > self.after:
                 self.after = message.place
-                if message.place not in self._received:
+                if message.question is not None:
+                    self.questions[message.place] = message.question
+                if message.place not in self._received and self._admits(message):
                     self._topics.setdefault(message.topic, deque()).append(message)
                     self._give(message.topic)
 
@@ -85,8 +100,8 @@ class Receiver(waiting.Waiter, Protocol):
     def decoded(self, text: str) -> str: ...
 
 
-async def receive(run: Receiver, key: str, topic: str, limit: timedelta | None) -> str:
-    """The payload of the next message of a topic.
+async def receive(run: Receiver, key: str, topic: str, limit: timedelta | None) -> tuple[str, int]:
+    """The payload of the next message of a topic, and its place.
 
     Raises:
         TimeoutError: None came in time.
@@ -100,7 +115,7 @@ async def receive(run: Receiver, key: str, topic: str, limit: timedelta | None) 
             raise RunEnded
         if recorded.status != "success":
             raise TimeoutError
-        return run.decoded(recorded.payload or "null")
+        return run.decoded(recorded.payload or "null"), recorded.args_hash
     if run.history or run.delivery.has_recorded:
         await run.delivery.live()
     message = run.inbox.take(topic, key)
@@ -125,4 +140,4 @@ async def receive(run: Receiver, key: str, topic: str, limit: timedelta | None) 
         raise
     if message is None:
         raise TimeoutError
-    return run.decoded(message.payload)
+    return run.decoded(message.payload), message.place

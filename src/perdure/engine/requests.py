@@ -86,7 +86,7 @@ class Requests(Loop):
             if row.kind == "request":
                 requests.setdefault(row.workflow_id, {})[row.key] = row.payload
             elif row.kind == "message":
-                messages.setdefault(row.workflow_id, []).append(Message(row.place, row.key, row.payload))
+                messages.setdefault(row.workflow_id, []).append(Message(row.place, row.key, row.payload, row.question))
             elif row.kind == "park":
                 parked.setdefault(row.workflow_id, set()).add(row.key.rpartition("#a")[0])
         for id, run in runs.items():

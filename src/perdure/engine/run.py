@@ -31,6 +31,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Coroutine, Iterable
 from contextvars import copy_context
 from datetime import datetime, timedelta
+from functools import partial
 from random import Random
 from types import CodeType
 from typing import Any, Protocol, cast
@@ -51,6 +52,7 @@ from perdure.engine.writer import Writing
 from perdure.errors import (
     DeadlineExceeded,
     InvalidArguments,
+    Refused,
     ReplayMismatch,
     RunEnded,
     SerializationError,
@@ -98,6 +100,7 @@ class Exchange(Protocol):
     async def post(self, target: UUID, topic: str, payload: str, id: UUID, sender: UUID) -> None: ...
     async def publish(self, owner: UUID, name: str, payload: str, id: UUID) -> None: ...
     async def subscribe(self, owner: UUID, name: str, waiter: UUID) -> str | None: ...
+    async def refuse(self, id: UUID, question: UUID, answer: str) -> None: ...
 
 
 class Host(Protocol):
@@ -118,6 +121,9 @@ class Host(Protocol):
     exchange: Exchange
     draining: bool
     version: str
+
+    def refuse(self, id: UUID, question: UUID, answer: str) -> None:
+        """A question to that workflow is refused, with that answer."""
 
     def time(self) -> datetime:
         """The database's time, as well as it is known here."""
@@ -188,7 +194,7 @@ class Run:
         if claim.history:
             position = self._remember(claim.history)
         received = frozenset(each.args_hash for each in self.history.values() if each.kind == "message")
-        self.inbox = Inbox(claim.messages, received, self.waits)
+        self.inbox = Inbox(claim.messages, received, self.waits, partial(_admits, host, workflow, self.id))
         self.delivery = Delivery(host.loop, position, self._at_rest)
         self._put = 0
         self._acknowledged = 0
@@ -484,7 +490,15 @@ class Run:
         """The payload of the next message of a topic, under the key that was drawn for it."""
         if self.over:
             raise RunEnded
-        return await receive(self, key, topic, limit)
+        payload, _ = await receive(self, key, topic, limit)
+        return payload
+
+    async def question(self, key: str, topic: str) -> tuple[str, UUID | None]:
+        """The same, and the id of the question, if its sender waits for an answer."""
+        if self.over:
+            raise RunEnded
+        payload, place = await receive(self, key, topic, None)
+        return payload, self.inbox.questions.get(place)
 
     async def post(self, target: UUID, topic: str, payload: str, id: UUID) -> None:
         """Send a message; the same id is sent once."""
@@ -718,6 +732,22 @@ class Run:
             return
         error = SerializationError(f"a checkpoint of workflow {self.name!r}", "as PostgreSQL sees it", reason)
         self.host.writer.complete(self, "error", failures.record(error))
+
+
+def _admits(host: Host, workflow: Workflow[..., Any], id: UUID, message: Message) -> bool:
+    """Whether a message may come in: a question may be refused. It doesn't know the run, which would be a cycle."""
+    validator = workflow.validators.get(message.topic)
+    if message.question is None or validator is None:
+        return True
+    codec = host.codec
+    try:
+        validator(message.payload if codec is None else codec.decode(message.payload))
+    except Exception as error:
+        refusal = error if isinstance(error, Refused) else Refused(str(error) or type(error).__name__)
+        answer = f'{{"error":{failures.record(refusal)}}}'
+        host.refuse(id, message.question, answer if codec is None else codec.encode(answer))
+        return False
+    return True
 
 
 def _said(payload: str | None) -> tuple[str, str]:

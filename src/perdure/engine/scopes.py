@@ -33,6 +33,7 @@ from types import CodeType, FrameType
 from typing import Any, Protocol
 from uuid import UUID
 
+from perdure.authoring.asking import REPLY
 from perdure.authoring.context import CURRENT
 from perdure.authoring.events import ANNOUNCE, AWAITED
 from perdure.authoring.messages import POST
@@ -69,6 +70,7 @@ class Running(Protocol):
     def sleep(self, key: str, name: str, delay: Callable[[], timedelta]) -> Coroutine[Any, Any, None]: ...
     def limit(self, key: str, delay: timedelta | None) -> AbstractAsyncContextManager[Any]: ...
     def receive(self, key: str, topic: str, limit: timedelta | None) -> Coroutine[Any, Any, str]: ...
+    def question(self, key: str, topic: str) -> Coroutine[Any, Any, tuple[str, UUID | None]]: ...
     @property
     def max_payload(self) -> int: ...
     def patched(self, name: str) -> bool: ...
@@ -204,6 +206,12 @@ class Scope:
 
     def send(self, target: UUID, topic: str, payload: str) -> Coroutine[Any, Any, None]:
         return self.call(POST, (str(target), topic, payload), {})
+
+    def question(self, topic: str) -> Coroutine[Any, Any, tuple[str, UUID | None]]:
+        return self.run.question(self.draw(f"recv({topic})"), topic)
+
+    def answer(self, question: UUID | None, payload: str) -> Coroutine[Any, Any, None]:
+        return self.call(REPLY, ("" if question is None else str(question), payload), {})
 
     def announce(self, name: str, payload: str) -> Coroutine[Any, Any, None]:
         return self.call(ANNOUNCE, (name, payload), {})

@@ -11,7 +11,7 @@ from uuid import UUID, uuid5
 
 from perdure.authoring.steps import Step, direct
 from perdure.errors import NotInWorkflow, RunEnded, StepTimeout
-from perdure.model.keys import occurrence
+from perdure.model.keys import answer_name, occurrence
 
 _MESSAGES = UUID("6f0d4a52-5f0e-5b6a-9f50-6f7065726475")
 """The namespace of messages that steps send."""
@@ -83,6 +83,14 @@ class StepContext:
 
     def announce(self, name: str, payload: str) -> Coroutine[Any, Any, None]:
         return self._run.publish(name, payload, uuid5(_MESSAGES, self.start_key(f"set_event {name}")))
+
+    def question(self, topic: str) -> NoReturn:
+        raise NotInWorkflow("answering()", "receive in the workflow, and give the step what came")
+
+    def answer(self, question: UUID | None, payload: str) -> Coroutine[Any, Any, None]:
+        assert question is not None
+        name = answer_name(question)
+        return self._run.publish(name, payload, uuid5(question, name))
 
     def awaited(self, owner: UUID, name: str) -> Coroutine[Any, Any, str | None]:
         return self._run.subscribe(owner, name)

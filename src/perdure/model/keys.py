@@ -85,6 +85,11 @@ def event_topic(owner: UUID, name: str) -> str:
     return f"$event {owner} {name}"
 
 
+def answer_name(question: UUID) -> str:
+    """The name of the event that is the answer to a question."""
+    return f"$answer {question}"
+
+
 def timer_key(key: str) -> str:
     """Where it is recorded that a wait began, and when it is over; `key` is for its end."""
     return f"{key}#t"

@@ -66,11 +66,15 @@ class Suspension(NamedTuple):
 
 
 class Message(NamedTuple):
-    """What was sent to a workflow; places are in the order in which it gets them."""
+    """What was sent to a workflow; places are in the order in which it gets them.
+
+    `question`: its id, if its sender waits for an answer.
+    """
 
     place: int
     topic: str
     payload: str
+    question: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

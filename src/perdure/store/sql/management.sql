@@ -213,6 +213,7 @@ WHERE (SELECT true FROM perdure.workflow_rows AS row WHERE row.shard = $1::int4 
 -- Messages to workflows that haven't ended. Those that wait for one wake: waiting -> pending; the others are told.
 -- $1 shard int4 · $2 targets uuid[] · $3 ids uuid[] of the messages · $4 target of each uuid[] · $5 its number among
 -- those of its target int8[] · $6 topics text[] · $7 payloads text[] · $8 senders uuid[] (null: none)
+-- $9 whether they ask for an answer bool
 -- Locks the targets' entries in id order, then the waits rows. A message's place is the target's count of wakes, under
 -- that lock, so places are in the order of the commits. An id that was sent before is left as it is.
 -- A target that doesn't come back: see above; nothing was written for it.
@@ -253,9 +254,9 @@ WITH entry AS MATERIALIZED (
            woken.version
     FROM woken
 ), put AS (
-    INSERT INTO perdure.message_rows (shard, workflow_id, place, id, topic, payload, sender_id, created_at)
+    INSERT INTO perdure.message_rows (shard, workflow_id, place, id, topic, payload, sender_id, asks, created_at)
     SELECT $1::int4, known.workflow_id, (known.wakes << 16) + item.number, item.id, item.topic, item.payload::json,
-           item.sender, perdure.now()
+           item.sender, $9::bool, perdure.now()
     FROM unnest($3::uuid[], $4::uuid[], $5::int8[], $6::text[], $7::text[], $8::uuid[])
              AS item (id, target, number, topic, payload, sender)
     JOIN known ON known.workflow_id = item.target
@@ -309,9 +310,24 @@ SELECT waiter_id FROM perdure.event_waits WHERE shard = $1::int4 AND workflow_id
 DELETE FROM perdure.event_waits
 WHERE shard = $1::int4 AND workflow_id = $2::uuid AND name = $3::text AND waiter_id = ANY ($4::uuid[]);
 
+-- :name refuse_message
+-- A message whose sender waits for an answer isn't for the workflow's code: it goes, and the answer comes, or neither.
+-- $1 shard int4 · $2 workflow_id uuid · $3 its id uuid · $4 name of the answer text · $5 id of the answer uuid
+-- $6 payload text. No row back: it was refused before.
+WITH gone AS (
+    DELETE FROM perdure.message_rows
+    WHERE shard = $1::int4 AND workflow_id = $2::uuid AND id = $3::uuid
+    RETURNING workflow_id
+)
+INSERT INTO perdure.event_rows (shard, workflow_id, name, number, id, payload, created_at)
+SELECT $1::int4, gone.workflow_id, $4::text, 1, $5::uuid, $6::json, perdure.now()
+FROM gone
+ON CONFLICT DO NOTHING
+RETURNING id;
+
 -- :name messages
 -- All that was sent to these workflows, received or not. $1 shard int4 · $2 ids uuid[]
-SELECT workflow_id, place, topic, payload::text AS payload
+SELECT workflow_id, place, topic, payload::text AS payload, CASE WHEN asks THEN id END AS question
 FROM perdure.message_rows
 WHERE shard = $1::int4 AND workflow_id = ANY ($2::uuid[])
 ORDER BY workflow_id, place;
@@ -320,7 +336,7 @@ ORDER BY workflow_id, place;
 -- What somebody has for workflows that this worker runs: requests, which of their steps are still parked, messages.
 -- $1 shard int4 · $2 worker_id uuid · $3 ids uuid[] · $4 the place of the last message that each knows int8[]
 -- An id that doesn't come back: this worker doesn't hold it any more. wakes and all else are of one snapshot.
-SELECT entry.workflow_id, entry.epoch, entry.wakes, asked.key, asked.kind, asked.payload, asked.place
+SELECT entry.workflow_id, entry.epoch, entry.wakes, asked.key, asked.kind, asked.payload, asked.place, asked.question
 FROM unnest($3::uuid[], $4::int8[]) AS item (id, after),
      LATERAL (
          SELECT workflow_id, epoch, wakes
@@ -328,11 +344,11 @@ FROM unnest($3::uuid[], $4::int8[]) AS item (id, after),
          WHERE shard = $1::int4 AND workflow_id = item.id AND worker_id IS NOT DISTINCT FROM $2::uuid
          OFFSET 0) AS entry
      LEFT JOIN LATERAL (
-         SELECT key, kind, payload::text AS payload, 0::int8 AS place
+         SELECT key, kind, payload::text AS payload, 0::int8 AS place, NULL::uuid AS question
          FROM perdure.checkpoints
          WHERE shard = $1::int4 AND workflow_id = entry.workflow_id AND kind IN ('request', 'park')
          UNION ALL
-         SELECT topic, 'message', payload::text, place
+         SELECT topic, 'message', payload::text, place, CASE WHEN asks THEN id END
          FROM perdure.message_rows
          WHERE shard = $1::int4 AND workflow_id = entry.workflow_id AND place > item.after
          OFFSET 0) AS asked ON true;

@@ -136,6 +136,8 @@ CREATE TABLE perdure.message_rows (
     topic text NOT NULL,
     payload json,
     sender_id uuid,
+    -- Whether somebody waits for an answer: an event named after the message.
+    asks bool NOT NULL DEFAULT false,
     created_at timestamptz NOT NULL,
     PRIMARY KEY (shard, workflow_id, place)
 ) WITH (autovacuum_vacuum_insert_scale_factor = 0.05);
@@ -381,7 +383,7 @@ WHERE message.shard = 1;
 CREATE VIEW perdure.events AS
 SELECT event.workflow_id, event.name, event.number, event.payload::jsonb AS value, event.created_at
 FROM perdure.event_rows AS event
-WHERE event.shard = 1;
+WHERE event.shard = 1 AND event.name NOT LIKE '$%';
 
 -- What a worker says of itself; one whose lease ran out is dead, whether or not somebody has noticed yet.
 CREATE VIEW perdure.workers AS
