@@ -2,14 +2,17 @@
 
 from perdure.app import App
 from perdure.authoring.asking import Question, answering
+from perdure.authoring.attributes import set_attributes
 from perdure.authoring.completion import as_completed
 from perdure.authoring.context import current
+from perdure.authoring.continuing import continue_as_new
 from perdure.authoring.events import get_event, set_event
 from perdure.authoring.mapping import map
 from perdure.authoring.messages import recv, send
 from perdure.authoring.primitives import now, patched, random, run_step, sleep, sleep_until, timeout, uuid4
 from perdure.authoring.sagas import Saga, saga
 from perdure.authoring.steps import Step, step
+from perdure.authoring.streams import write_stream
 from perdure.authoring.workflows import Invocation, Workflow, workflow
 from perdure.client import Client
 from perdure.codec import Codec
@@ -45,6 +48,7 @@ from perdure.model.records import StepInfo, WorkflowInfo
 from perdure.model.retry import Rerun, Retry, RetryAfter
 from perdure.model.statuses import Status
 from perdure.starts import Start
+from perdure.streams import StreamEntry, StreamReset
 
 __version__ = "0.1.0"
 
@@ -81,6 +85,8 @@ __all__ = [
     "StepInDoubt",
     "StepInfo",
     "StepTimeout",
+    "StreamEntry",
+    "StreamReset",
     "Unanswered",
     "UnknownWorkflow",
     "Workflow",
@@ -92,6 +98,7 @@ __all__ = [
     "WrongState",
     "answering",
     "as_completed",
+    "continue_as_new",
     "current",
     "get_event",
     "map",
@@ -102,6 +109,7 @@ __all__ = [
     "run_step",
     "saga",
     "send",
+    "set_attributes",
     "set_event",
     "sleep",
     "sleep_until",
@@ -109,4 +117,5 @@ __all__ = [
     "timeout",
     "uuid4",
     "workflow",
+    "write_stream",
 ]

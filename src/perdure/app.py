@@ -26,6 +26,7 @@ from perdure.worker import Program, Worker, WorkerOptions
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 C = TypeVar("C")
 C_co = TypeVar("C_co", covariant=True)
 
@@ -202,6 +203,26 @@ class App(Client):
             return step
 
         return declare
+
+    def register(self, name: str, instance: T, /) -> T:
+        """Make the workflows among an instance's methods known, as `NAME.METHOD`; returns the instance.
+
+        What its methods need (clients, pools, settings) is the instance's own, given to it where it is made: it isn't
+        recorded, and each worker has its own. So a worker must register it, too, under the same name.
+
+        Raises:
+            ValueError: None of its methods is a workflow.
+            DuplicateName: Another workflow of the app has such a name.
+        """
+        check_name("instance", name)
+        methods: dict[str, Workflow[..., Any]] = {}
+        for cls in reversed(type(instance).__mro__):
+            methods |= {attribute: each for attribute, each in vars(cls).items() if isinstance(each, Workflow)}
+        if not methods:
+            raise ValueError(f"no method of {type(instance).__name__!r} is a workflow; decorate one with @workflow")
+        for method in methods.values():
+            self._registry.add(method.bind(instance, name))
+        return instance
 
     # --- running ---------------------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from uuid import UUID
 from typing_extensions import TypeForm, TypeVar
 
 from perdure.annotations import ANY
-from perdure.authoring import events, messages
+from perdure.authoring import events, messages, streams
 from perdure.authoring.context import required
 from perdure.authoring.messages import Addressed
 from perdure.authoring.workflows import Invocation, Workflow
@@ -32,6 +32,7 @@ from perdure.starts import Json, Start, taken
 from perdure.store import foreign
 from perdure.store.programs import OnConflict
 from perdure.store.statements import statements
+from perdure.streams import StreamEntry
 
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True, default=Any)
@@ -125,6 +126,15 @@ class BlockingHandle(Generic[R_co]):
     def get_event(self, name: str, *, type: TypeForm[T] = ANY, timeout: timedelta | None = None) -> T:
         return PORTAL.run(self.handle.get_event(name, type=type, timeout=timeout), "handle.get_event()")
 
+    def read_stream(self, name: str, *, type: TypeForm[T] = ANY, offset: int = 0) -> Iterator[StreamEntry[T]]:
+        entries = self.handle.read_stream(name, type=type, offset=offset)
+
+        async def following() -> StreamEntry[T] | None:
+            return await anext(entries, None)
+
+        while (entry := PORTAL.run(following(), "handle.read_stream()")) is not None:
+            yield entry
+
     def delete(self) -> None:
         PORTAL.run(self.handle.delete(), "handle.delete()")
 
@@ -152,6 +162,7 @@ class BlockingApp:
         start_at: datetime | None = None,
         timeout: timedelta | None = None,
         attributes: Json | None = None,
+        detached: bool = False,
         connection: Any = None,
     ) -> BlockingHandle[R]:
         taken(invocation)
@@ -167,7 +178,7 @@ class BlockingApp:
             return BlockingHandle(self._client._started(invocation, new, started))
         starting = self._client.start(
             invocation, key=key, on_conflict=on_conflict, queue=queue, priority=priority, partition=partition,
-            delay=delay, start_at=start_at, timeout=timeout, attributes=attributes,
+            delay=delay, start_at=start_at, timeout=timeout, attributes=attributes, detached=detached,
         )  # fmt: skip
         return BlockingHandle(PORTAL.run(starting, "app.start()"))
 
@@ -190,10 +201,11 @@ class BlockingApp:
         priority: int = 0,
         partition: str | None = None,
         timeout: timedelta | None = None,
+        detached: bool = False,
     ) -> R:
         taken(invocation)
         running = self._client.run(
-            invocation, key=key, queue=queue, priority=priority, partition=partition, timeout=timeout
+            invocation, key=key, queue=queue, priority=priority, partition=partition, timeout=timeout, detached=detached
         )
         return PORTAL.run(running, "app.run()")
 
@@ -232,11 +244,12 @@ class BlockingApp:
         since: datetime | None = None,
         until: datetime | None = None,
         attributes: Json | None = None,
+        parent: UUID | None = None,
         limit: int | None = None,
     ) -> Iterator[WorkflowInfo]:
         pages = self._client.workflows(
             status=status, name=name, queue=queue, key_prefix=key_prefix, since=since, until=until,
-            attributes=attributes, limit=limit,
+            attributes=attributes, parent=parent, limit=limit,
         )  # fmt: skip
 
         async def following() -> WorkflowInfo | None:
@@ -349,6 +362,10 @@ def set_event(name: str, value: Any, /) -> None:
     _carry_out(events.set_event(name, value), "set_event()")
 
 
+def write_stream(name: str, value: Any, /) -> None:
+    _carry_out(streams.write_stream(name, value), "write_stream()")
+
+
 def _carry_out(coroutine: Coroutine[Any, Any, None], verb: str) -> None:
     """Let the worker's loop do it, for the `def` step that runs in this thread.
 
@@ -383,3 +400,4 @@ def _document(mirror: type[Any], original: type[Any]) -> None:
 _document(BlockingApp, Client)
 _document(BlockingHandle, Handle)
 send.__doc__, set_event.__doc__ = messages.send.__doc__, events.set_event.__doc__
+write_stream.__doc__ = streams.write_stream.__doc__

@@ -16,12 +16,12 @@ from typing_extensions import TypeForm, TypeVar
 
 from perdure import management, telemetry, transfer
 from perdure.annotations import ANY
-from perdure.authoring.context import CURRENT
+from perdure.authoring.context import CURRENT, Context
 from perdure.authoring.workflows import Invocation, Workflow
 from perdure.codec import Codec, shape
 from perdure.config import Settings
 from perdure.engine.maintenance import FIRST, prune_chunk
-from perdure.errors import WorkflowNotFound, WrongState
+from perdure.errors import WorkflowNotFound, WrongPlace, WrongState
 from perdure.failures import Catalogue
 from perdure.handle import Handle
 from perdure.model.ids import new_id
@@ -54,6 +54,7 @@ class Filter:
     since: datetime | None = None
     until: datetime | None = None
     attributes: str | None = None
+    parent: UUID | None = None
 
 
 class Client:
@@ -96,9 +97,12 @@ class Client:
         start_at: datetime | None = None,
         timeout: timedelta | None = None,
         attributes: Json | None = None,
+        detached: bool = False,
         connection: Any = None,
     ) -> Handle[R]:
         """Start a workflow. When this returns, it will run to its end, as long as PostgreSQL keeps its data.
+
+        In a workflow's own code it starts a child, in the background, and is recorded: a replay finds the same child.
 
         Args:
             invocation: What to run: `checkout(42)`, or `Invocation("checkout", 42)` where the code isn't known.
@@ -112,6 +116,7 @@ class Client:
             timeout: How long it may take, from when it may start; then its code is cancelled, and it ends in error
                 (`DeadlineExceeded`). None: what the workflow says.
             attributes: A JSON object to find it by.
+            detached: Of a child: it goes on when its parent is cancelled, or reaches its deadline.
             connection: A caller's own connection: the start commits or rolls back with its transaction.
 
         Raises:
@@ -132,6 +137,9 @@ class Client:
             timeout=timeout,
             attributes=attributes,
         )
+        context = CURRENT.get()
+        if context is not None and context.is_workflow:
+            return await self._start_child(context, invocation, new, detached, connection)
         if connection is not None:
             await self.session().database.prepare()
             program = self._program([new])
@@ -177,6 +185,12 @@ class Client:
         ]
         if not news:
             return []
+        context = CURRENT.get()
+        if context is not None and context.is_workflow:
+            return [
+                await self._start_child(context, each.invocation, new, False, connection)
+                for each, new in zip(starts, news, strict=True)
+            ]
         if connection is not None:
             await self.session().database.prepare()
             program = self._program(news)
@@ -199,15 +213,31 @@ class Client:
         priority: int = 0,
         partition: str | None = None,
         timeout: timedelta | None = None,
+        detached: bool = False,
     ) -> R:
         """Start a workflow and wait for its result; raises what `start` and `Handle.result` raise.
 
         `timeout` is the workflow's own, as in `start`: then it is cancelled, and `DeadlineExceeded` is raised.
+        In a workflow's own code it runs a child, as `await checkout(42)` does, with options.
         """
         handle = await self.start(
-            invocation, key=key, queue=queue, priority=priority, partition=partition, timeout=timeout
+            invocation, key=key, queue=queue, priority=priority, partition=partition, timeout=timeout, detached=detached
         )
-        return await handle.result()
+        context = CURRENT.get()
+        if context is None or not context.is_workflow:
+            return await handle.result()
+        return await handle._result_in(context, None, invocation.key)
+
+    async def _start_child(
+        self, context: Context, invocation: Invocation[R], new: NewWorkflow, detached: bool, connection: Any
+    ) -> Handle[R]:
+        if connection is not None or not context.is_home(self.settings):
+            raise WrongPlace(
+                f"workflow {new.name!r} can't be started as a child in another database, or a transaction of yours; "
+                "start it in a step"
+            )
+        id, started = await context.start_child(new, invocation.key, detached=detached)
+        return self._started(invocation, new, Started(id=id, started=started))
 
     async def start_or_send(
         self,
@@ -274,6 +304,7 @@ class Client:
         since: datetime | None = None,
         until: datetime | None = None,
         attributes: Json | None = None,
+        parent: UUID | None = None,
         limit: int | None = None,
     ) -> AsyncIterator[WorkflowInfo]:
         """Workflows, newest first by id; read page by page while you iterate.
@@ -286,11 +317,13 @@ class Client:
             since: Only those created at that instant or later.
             until: Only those created before that instant.
             attributes: Only those whose attributes contain these.
+            parent: Only the children of that workflow.
             limit: At most so many.
         """
         wanted = replace(
             self._filter(name, queue, key_prefix, since, until, attributes),
             status=None if status is None else Status(status),
+            parent=parent,
         )
         left = limit
         before: UUID | None = None
@@ -328,13 +361,16 @@ class Client:
         )
 
     async def _page(self, wanted: Filter, before: UUID | None, size: int) -> list[UUID]:
-        if wanted.status in (Status.PENDING, Status.RUNNING, Status.WAITING):
+        more: tuple[UUID, ...] = ()
+        if wanted.parent is not None:
+            statement, more = "page_children", (wanted.parent,)
+        elif wanted.status in (Status.PENDING, Status.RUNNING, Status.WAITING):
             statement = "page_active"
         else:
             statement = "page_failed" if wanted.status is Status.ERROR else "page_all"
         rows = await self.session().database.fetch(
             statement, SHARD, before, wanted.name, wanted.queue, wanted.key_prefix, wanted.since, wanted.until,
-            wanted.attributes, None if wanted.status is None else wanted.status.value, size,
+            wanted.attributes, None if wanted.status is None else wanted.status.value, size, *more,
         )  # fmt: skip
         return [row.id for row in rows]
 

@@ -8,6 +8,7 @@ twice, it gets one.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from uuid import UUID, uuid5
 
 from perdure import management
@@ -15,6 +16,7 @@ from perdure.errors import PerdureError, WorkflowNotFound, WrongState
 from perdure.model.keys import answer_name, event_topic
 from perdure.session import Session
 from perdure.store.arrays import Uuids
+from perdure.store.programs import NewWorkflow, Started
 from perdure.store.statements import SHARD
 
 _FINAL = ("success", "error", "cancelled")
@@ -52,6 +54,54 @@ class Exchange:
                 continue  # it doesn't wait any more
         if rows:
             await database.fetch("forget_event_waiters", SHARD, owner, name, Uuids(row.waiter_id for row in rows))
+
+    async def start(self, new: NewWorkflow) -> Started:
+        """Start a workflow under a key, or find the one that holds it.
+
+        Raises:
+            KeyConflict: It was, and the start asked to be told.
+        """
+        (started,) = await self._session.starter.start([new])
+        return started
+
+    async def cancel(self, ids: Iterable[UUID]) -> None:
+        """Ask children to end with their parent; those that have ended stay as they are."""
+        await management.apply(self._session, list(ids), management.cancel_children(self._session))
+
+    async def result(self, id: UUID, waiter: UUID) -> tuple[str, str] | None:
+        """How a workflow ended: status and payload; None: it hasn't.
+
+        Raises:
+            WorkflowNotFound: There is no such workflow.
+            WrongState: It is an ancestor of who asks, so it may wait for that one.
+        """
+        database = self._session.database
+        rows = await database.fetch("child_results", SHARD, Uuids([id]))
+        if not rows:
+            raise WorkflowNotFound(id)
+        if rows[0].status is not None:
+            return rows[0].status, rows[0].payload
+        ancestors = {row.id for row in await database.fetch("ancestors", SHARD, waiter)}
+        if id == waiter or id in ancestors:
+            advice = "it is this workflow itself, or an ancestor that may wait for it; wait for an event of it instead"
+            raise WrongState(id, "unfinished", advice)
+        return None
+
+    async def set_attributes(self, id: UUID, attributes: str) -> None:
+        """Set attributes of a workflow, given as a JSON object; others stay."""
+        await self._session.database.fetch("set_attributes", SHARD, id, attributes)
+
+    async def begin_anew(
+        self, worker_id: UUID, id: UUID, epoch: int, input: str, version: str, *, was_told: bool
+    ) -> str | None:
+        """Let a workflow begin again; returns its queue. None: that worker doesn't hold it any more."""
+        rows = await self._session.database.fetch("begin_anew", SHARD, worker_id, id, epoch, input, version, was_told)
+        return str(rows[0].queue) if rows else None
+
+    async def stream_end(self, owner: UUID, name: str) -> tuple[int, int]:
+        """The numbers of the next entry, and of the next part, of a stream."""
+        (end,) = await self._session.database.fetch("stream_end", SHARD, owner, name)
+        return end.number, end.part
 
     async def refuse(self, id: UUID, question: UUID, answer: str) -> None:
         """Answer a question that the workflow's code isn't to see."""

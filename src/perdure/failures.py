@@ -74,6 +74,14 @@ def of_step(error: Exception, key: str, attempts: int) -> Exception:
     return error
 
 
+def of_child(catalogue: Catalogue, payload: str, key: str) -> Exception:
+    """What a parent gets of a child that didn't succeed: a failure of the child's own steps is the child's."""
+    error = catalogue.rebuild(payload, WorkflowFailed)
+    if isinstance(error, StepFailed):
+        error = WorkflowFailed(error.type, error.message, error.traceback, error.attempts)
+    return of_step(error, key, 1)
+
+
 def steps(error: BaseException) -> list[tuple[str, int]]:
     """The steps whose failures led to this error, and how many attempts each made: itself, its causes, its group."""
     found: dict[str, int] = {}

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
 from typing import Any, Generic, Protocol, cast
 from uuid import UUID, uuid5
 
 from typing_extensions import TypeForm, TypeVar
 
-from perdure import exchange, management
+from perdure import exchange, failures, management, streams
 from perdure.annotations import ANY
-from perdure.authoring.context import CURRENT
+from perdure.authoring.context import CURRENT, Context
 from perdure.authoring.events import valued
 from perdure.authoring.messages import dumped
-from perdure.codec import Shape
+from perdure.codec import Shape, shape
 from perdure.errors import (
     ReplayMismatch,
     ResultTimeout,
@@ -34,6 +34,7 @@ from perdure.session import Session
 from perdure.store.arrays import Uuids
 from perdure.store.database import backoff
 from perdure.store.statements import SHARD
+from perdure.streams import StreamEntry
 
 R_co = TypeVar("R_co", covariant=True, default=Any)
 T = TypeVar("T", default=Any)
@@ -80,7 +81,7 @@ class Handle(Generic[R_co]):
         self.started = started
 
     async def result(self, *, timeout: timedelta | None = None) -> R_co:
-        """Wait until the workflow has ended, and return what it returned.
+        """Wait until the workflow has ended, and return what it returned. In a workflow's own code it is recorded.
 
         Raises:
             ResultTimeout: It hasn't ended in time; it goes on.
@@ -88,6 +89,9 @@ class Handle(Generic[R_co]):
             WorkflowCancelled: It was cancelled.
             WorkflowNotFound: There is no such workflow.
         """
+        context = CURRENT.get()
+        if context is not None and context.is_workflow:
+            return await self._result_in(context, timeout)
         waiting = self._owner.session().results.wait(self.id, is_known=self._is_known, is_local=self._is_local)
         if timeout is None:
             return self._outcome(await waiting)
@@ -100,6 +104,19 @@ class Handle(Generic[R_co]):
                 raise ResultTimeout(self.id) from None
             raise
         return self._outcome(result)
+
+    async def _result_in(self, context: Context, timeout: timedelta | None, key: str | None = None) -> R_co:
+        """The same in a workflow's own code; with the key of the call that started it, as if it had been awaited."""
+        if timeout is not None:
+            try:
+                async with context.limit(timeout):
+                    return await self._result_in(context, None)
+            except TimeoutError:
+                raise ResultTimeout(self.id) from None
+        key, status, payload = await context.outcome_of(self.id, key)
+        if status != "success":
+            raise failures.of_child(self._owner.catalogue, payload, key)
+        return self._outcome(Result(self.id, status, payload))
 
     async def status(self) -> Status:
         """Where the workflow stands.
@@ -246,6 +263,32 @@ class Handle(Generic[R_co]):
             SerializationError: The value doesn't fit `type`.
         """
         return valued(await self._event(check_name("event", name), timeout), name, type)
+
+    async def read_stream(
+        self, name: str, *, type: TypeForm[T] = ANY, offset: int = 0
+    ) -> AsyncIterator[StreamEntry[T]]:
+        """The entries of a stream of the workflow, as they come, until it has ended.
+
+        A step that runs again writes anew: what it had written is left out, and a reader who got it before gets one
+        `StreamReset`.
+
+        Args:
+            name: The name that the workflow gave to `write_stream`.
+            type: What the values are.
+            offset: Where to begin: 0, or one more than the offset of the last entry that you have.
+
+        Raises:
+            WorkflowNotFound: There is no such workflow.
+            SerializationError: A value doesn't fit `type`.
+        """
+        given = shape(type)
+
+        def load(payload: str) -> T:
+            return cast("T", given.load(self._owner.decoded(payload)))
+
+        entries = streams.read(self._owner.session(), self.id, check_name("stream", name), offset, load)
+        async for entry in entries:
+            yield entry
 
     async def delete(self) -> None:
         """Delete the workflow, which must have ended, with all that it recorded; its key is free again.

@@ -25,6 +25,7 @@ from perdure.store.database import backoff
 from perdure.store.statements import SHARD
 
 BATCH = 200
+WITH_PARENT = "its parent was cancelled"
 _TRIES = 20
 _UNFINISHED = frozenset({"pending", "running", "waiting"})
 _Reach = Callable[[Sequence[UUID]], Awaitable[Iterable[Any]]]
@@ -49,9 +50,20 @@ class Verb:
 
 def cancel(session: Session, reason: str | None) -> Verb:
     """Ask workflows to end: their code gets CancelledError at its await."""
-    said = json.dumps({"by": CANCEL, "reason": reason or ""})
     again = f"{CANCEL}#{uuid4().hex}"
-    result = failures.record(WorkflowCancelled(reason or ""))
+    ended = "it has ended, and there is nothing left to cancel"
+    refusals = {"success": ended, "error": ended}
+    return Verb(_asking(session, reason or "", again), frozenset({"cancelled"}), _UNFINISHED, refusals)
+
+
+def cancel_children(session: Session) -> Verb:
+    """Ask workflows to end with their parent. Who was asked before isn't asked again."""
+    return Verb(_asking(session, WITH_PARENT, None), frozenset({"cancelled", "success", "error"}), _UNFINISHED, {})
+
+
+def _asking(session: Session, reason: str, again: str | None) -> _Reach:
+    said = json.dumps({"by": CANCEL, "reason": reason})
+    result = failures.record(WorkflowCancelled(reason))
 
     async def reach(ids: Sequence[UUID]) -> Iterable[Any]:
         rows = await session.database.fetch("cancel", SHARD, Uuids(ids), CANCEL, said, again, "cancelled", result)
@@ -62,8 +74,7 @@ def cancel(session: Session, reason: str | None) -> Verb:
         )
         return rows
 
-    ended = "it has ended, and there is nothing left to cancel"
-    return Verb(reach, frozenset({"cancelled"}), _UNFINISHED, {"success": ended, "error": ended})
+    return reach
 
 
 def terminate(session: Session, reason: str | None) -> Verb:
@@ -71,10 +82,16 @@ def terminate(session: Session, reason: str | None) -> Verb:
     result = failures.record(WorkflowCancelled(reason or ""))
 
     async def reach(ids: Sequence[UUID]) -> Iterable[Any]:
-        rows = await session.database.fetch("terminate", SHARD, Uuids(ids), result)
-        reached = [row.workflow_id for row in rows]
-        session.tell(asked=reached, ended=reached)
-        return rows
+        database = session.database
+        reached: list[Any] = []
+        left = list(ids)
+        for _ in range(2):  # once more: for what they started in this moment
+            left += [row.id for row in await database.fetch("descendants", SHARD, Uuids(ids))]
+            reached += await database.fetch("terminate", SHARD, Uuids(dict.fromkeys(left)), result) if left else []
+            left = []
+        ended = [row.workflow_id for row in reached]
+        session.tell(asked=ended, ended=ended)
+        return reached
 
     ended = "it has ended, and there is nothing left to terminate"
     return Verb(reach, frozenset({"cancelled"}), _UNFINISHED, {"success": ended, "error": ended})
@@ -89,6 +106,9 @@ def resume(session: Session) -> Verb:
 
     async def reach(ids: Sequence[UUID]) -> Iterable[Any]:
         database = session.database
+        children = [row.id for row in await database.fetch("failed_children", SHARD, Uuids(ids), WITH_PARENT)]
+        if children:  # before their parents look at how they ended
+            await apply(session, children, resume(session))
         rows = [*await database.fetch("resume_ended", SHARD, Uuids(ids), token)]
         parked, imported = ("resume_parked", (token,)), ("resume_imported", ())
         for statement, more in (parked, imported, parked):  # once more: what parked between the first two

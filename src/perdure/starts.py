@@ -72,7 +72,7 @@ def prepare(
     """
     taken(invocation)
     context = CURRENT.get()
-    if context is not None and key is None:
+    if context is not None and key is None and not context.is_workflow:
         key = context.start_key(invocation.name)
     text = encoded(invocation.input(limit))
     if key is not None:

@@ -162,6 +162,16 @@ class WorkflowRetries(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WorkflowContinued(Event):
+    """It continues as new: it is pending, with another input and an empty history."""
+
+    workflow_id: UUID
+    name: str
+    level: ClassVar[int] = logging.DEBUG
+    text: ClassVar[str] = "workflow {name} {workflow_id} continues as new"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AwaitsForeign(Event):
     """A workflow's own code waits for what isn't recorded; told once for each line."""
 

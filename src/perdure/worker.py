@@ -22,12 +22,14 @@ from perdure.authoring.workflows import Workflow
 from perdure.codec import Codec
 from perdure.engine import scopes
 from perdure.engine.alarms import Alarms
+from perdure.engine.child_results import ChildResults
 from perdure.engine.claimer import Claimer
 from perdure.engine.executor import Executor
 from perdure.engine.inspection import Inspection
 from perdure.engine.leases import Body, Lease, Registration
 from perdure.engine.loop import Turns
 from perdure.engine.maintenance import Maintenance
+from perdure.engine.parents import Parents
 from perdure.engine.recovery import Recovery
 from perdure.engine.requests import Requests
 from perdure.engine.threads import Threads
@@ -146,6 +148,10 @@ class Worker:
             concurrency=options.concurrency,
             time=self._lease.time,
             exchange=Exchange(session),
+            settings=session.settings,
+            on_child_ended=lambda: self._parents.child_ended(),
+            on_pending=self._pending_again,
+            on_children_wanted=self._children_wanted,
             on_slot=lambda: self._claimer.slot_freed(),
             on_result=self._result,
             on_release=lambda release: self._claimer.release(release),
@@ -173,7 +179,11 @@ class Worker:
         self._timers = Timers(
             database, registration.names, turns=turns, on_woken=self._pending_again, on_asked=self._asked
         )
-        self._requests = Requests(database, self._lease, self._executor, turns=turns)
+        self._parents = Parents(database, turns=turns, on_woken=self._pending_again, on_asked=self._asked)
+        self._child_results = ChildResults(database, self._executor, turns=turns)
+        self._requests = Requests(
+            database, self._lease, self._executor, turns=turns, on_children_wanted=self._child_results.ask
+        )
         self._inspection = Inspection(self._executor, strict=program.strict, turns=turns)
         self._maintenance = Maintenance(database, program.retention, turns=turns)
 
@@ -236,6 +246,8 @@ class Worker:
             and self._writer.is_idle
             and self._claimer.is_at_rest
             and self._requests.is_at_rest
+            and self._parents.is_at_rest
+            and self._child_results.is_at_rest
             and not self._turns.is_taken
         )
 
@@ -264,6 +276,8 @@ class Worker:
                         self._recovery,
                         self._timers,
                         self._requests,
+                        self._parents,
+                        self._child_results,
                         self._maintenance,
                         self._inspection,
                     )
@@ -360,6 +374,9 @@ class Worker:
         self._session.results.deliver(Result(id, status, payload))
         if self._loop.time() < self._wanted_until:
             self._session.notifier.notify(f"result {id}")
+
+    def _children_wanted(self, id: UUID) -> None:
+        self._child_results.ask(id)
 
     def _look_at(self, id: UUID) -> None:
         self._requests.ask(id)

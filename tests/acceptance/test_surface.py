@@ -17,22 +17,16 @@ CONTRACT = ast.parse((Path(__file__).parents[1] / "typing" / "api.pyi").read_tex
 CLASSES = [node for node in CONTRACT.body if isinstance(node, ast.ClassDef)]
 
 MANAGEMENT = "managing workflows comes later"
-SUSPENSION = "timers, messages, events and children come later"
-STREAMS = "streams come later"
 VERSIONS = "versions and patches come later"
 TYPES = "a type, for checkers; its attributes are documented where it is implemented"
 LATER: dict[str, str] = {
     # names
-    "write_stream": STREAMS,
-    "continue_as_new": SUSPENSION,
-    "StreamEntry": STREAMS,
     "Json": TYPES,
     "Current": TYPES,
     "StepDecorator": TYPES,
     "WorkflowDecorator": TYPES,
     "TransactionDecorator": TYPES,
     # methods
-    "Handle.read_stream": STREAMS,
     "App.fork": MANAGEMENT,
 }
 

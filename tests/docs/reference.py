@@ -45,13 +45,18 @@ SECTIONS = {
         "get_event",
         "answering",
         "Question",
+        "write_stream",
+        "StreamEntry",
+        "StreamReset",
+        "set_attributes",
+        "continue_as_new",
         "saga",
         "Saga",
     ],
     "Payloads": ["Codec"],
 }
 VERBS = {
-    "App": ["workflow", "job", "transaction", "worker", "blocking"],
+    "App": ["workflow", "job", "transaction", "register", "worker", "blocking"],
     "Client": [
         "start",
         "start_many",
@@ -79,6 +84,7 @@ VERBS = {
         "resume",
         "send",
         "get_event",
+        "read_stream",
         "ask",
         "delete",
     ],

@@ -34,6 +34,10 @@ class FakeRun:
         self.epoch = epoch
         self.recoveries = 0
         self.started_at = datetime.now(UTC)
+        self.deadline: datetime | None = None
+        self.parent_id: UUID | None = None
+        self.queues: set[str] = set()
+        self.entries = 0
         self.durable = 0
         self.result: tuple[str, str] | None = None
         self.loss: str | None = None
@@ -44,6 +48,14 @@ class FakeRun:
 
     def written(self, checkpoints: int) -> None:
         self.durable += checkpoints
+        self._told.set()
+
+    def streamed(self, entries: int) -> None:
+        self.entries += entries
+        self._told.set()
+
+    def born(self, queues: set[str]) -> None:
+        self.queues |= queues
         self._told.set()
 
     def ended(self, status: str, payload: str) -> None:

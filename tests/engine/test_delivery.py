@@ -9,7 +9,7 @@ from perdure.engine.delivery import Delivery, Task
 
 async def test_an_outcome_that_comes_while_another_is_on_its_way_comes_behind_it() -> None:
     loop = asyncio.get_running_loop()
-    delivery = Delivery(loop, 0, lambda: None)
+    delivery = Delivery(loop, 0, lambda: None, lambda: None)
     body: asyncio.Future[None] = loop.create_future()
     came: list[tuple[str, int]] = []
 

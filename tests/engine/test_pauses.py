@@ -97,7 +97,7 @@ async def test_a_flush_whose_answer_was_lost_puts_a_timer_off_once(
     database: FaultyDatabase, writer: Writer, me: UUID, sql: Sql, events: Any
 ) -> None:
     (run,) = await held(database, me)
-    database.lose_answer("suspend")
+    database.lose_answer("settle")
     writer.put_off(run, KEY, HOUR, 0)
     writer.record(run, outcome("step"))
     await writer.drained()
@@ -110,7 +110,7 @@ async def test_a_flush_that_arrives_late_does_not_make_a_timer_early(
     database: FaultyDatabase, writer: Writer, me: UUID, sql: Sql
 ) -> None:
     (run,) = await held(database, me)
-    database.lose_request("suspend")
+    database.lose_request("settle")
     writer.put_off(run, KEY, 60.0, 0)
     await writer.drained()
     writer.put_off(run, KEY, 5 * HOUR, 0)
@@ -126,8 +126,8 @@ async def test_a_timer_that_was_put_off_before_does_not_tell_that_a_lost_flush_w
     (run,) = await held(database, me)
     writer.put_off(run, KEY, HOUR, 0)
     await writer.drained()
-    lost = database.lose_request("suspend")
-    resent = database.hold_request("suspend")
+    lost = database.lose_request("settle")
+    resent = database.hold_request("settle")
     writer.put_off(run, KEY, HOUR, 0)
     writer.record(run, outcome("step"))
     await lost.happened.wait()

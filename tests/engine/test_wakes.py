@@ -526,7 +526,7 @@ async def test_a_suspension_whose_answer_was_lost_is_over_here_and_is_written_on
     database: FaultyDatabase, writer: Writer, me: UUID, sql: Sql, with_outcome: bool, woken: bool
 ) -> None:
     (run,) = await held(database, me)
-    lost, resent = database.lose_answer("suspend"), database.hold_request("suspend")
+    lost, resent = database.lose_answer("settle"), database.hold_request("settle")
     if with_outcome:
         writer.record(run, outcome("step"))
     falls_asleep(writer, run, 0.0)
@@ -547,7 +547,7 @@ async def test_a_suspension_in_doubt_whose_workflow_this_very_worker_runs_again_
     database: FaultyDatabase, writer: Writer, me: UUID, sql: Sql
 ) -> None:
     run, other = await held(database, me, 2)
-    lost, resent = database.lose_answer("suspend"), database.hold_request("suspend")
+    lost, resent = database.lose_answer("settle"), database.hold_request("settle")
     writer.record(other, outcome("step"))
     falls_asleep(writer, run, 0.0)
     await lost.happened.wait()
@@ -567,7 +567,7 @@ async def test_a_refusal_whose_answer_was_lost_is_a_refusal(
 ) -> None:
     (run,) = await held(database, me)
     await do(database, cancelling(run.id))
-    database.lose_answer("suspend")
+    database.lose_answer("settle")
     if with_outcome:
         writer.record(run, outcome("step"))
     falls_asleep(writer, run)
@@ -582,7 +582,7 @@ async def test_a_lost_suspension_that_arrives_after_something_came_puts_nobody_t
 ) -> None:
     """Lost on its way; the workflow is cancelled; the second is refused; then the first arrives."""
     (run,) = await held(database, me)
-    lost, resent = database.lose_request("suspend"), database.hold_request("suspend")
+    lost, resent = database.lose_request("settle"), database.hold_request("settle")
     falls_asleep(writer, run)
     await lost.happened.wait()
     await resent.happened.wait()
@@ -599,7 +599,7 @@ async def test_a_lost_suspension_that_arrives_after_the_workflow_runs_again_puts
     database: FaultyDatabase, writer: Writer, me: UUID, sql: Sql
 ) -> None:
     (run,) = await held(database, me)
-    database.lose_request("suspend")
+    database.lose_request("settle")
     falls_asleep(writer, run, 0.0)
     await writer.drained()
     assert run.is_suspended
@@ -619,7 +619,7 @@ async def test_a_task_that_has_just_been_woken_is_not_at_rest(turns: int) -> Non
     loop = asyncio.get_running_loop()
     future: asyncio.Future[None] = loop.create_future()
     was_woken_at_rest: list[bool] = []
-    delivery = Delivery(loop, 0, lambda: was_woken_at_rest.append(future.done()))
+    delivery = Delivery(loop, 0, lambda: was_woken_at_rest.append(future.done()), lambda: None)
 
     async def waits() -> None:
         with delivery.dormant():
@@ -671,7 +671,7 @@ async def test_a_workflow_that_is_cancelled_while_it_falls_asleep_is_woken(
         await sleep(HOUR)
 
     async with app.worker(lease=LONG):
-        sending = faulty.hold_request("suspend")
+        sending = faulty.hold_request("settle")
         handle = await app.start(flow())
         await sending.happened.wait()
         seeing = faulty.hold_answer("requests")
@@ -695,7 +695,7 @@ async def test_a_workflow_that_is_cancelled_before_its_suspension_was_heard_of_i
         await sleep(HOUR)
 
     async with app.worker(lease=LONG):
-        written = faulty.hold_answer("suspend")
+        written = faulty.hold_answer("settle")
         handle = await app.start(flow())
         await written.happened.wait()
         await client.handle(handle.id).cancel()
@@ -713,7 +713,7 @@ async def test_a_deadline_that_passes_while_a_workflow_falls_asleep_ends_it(
         await sleep(HOUR)
 
     async with app.worker(lease=timedelta(hours=2)):
-        sending = faulty.hold_request("suspend")
+        sending = faulty.hold_request("settle")
         handle = await app.start(flow())
         await sending.happened.wait()
         seeing = faulty.hold_answer("requests")
@@ -736,7 +736,7 @@ async def test_a_deadline_that_passes_before_a_suspension_was_heard_of_ends_the_
         await sleep(HOUR)
 
     async with app.worker(lease=timedelta(hours=2)):
-        written = faulty.hold_answer("suspend")
+        written = faulty.hold_answer("settle")
         handle = await app.start(flow())
         await written.happened.wait()
         clock.advance(301)
@@ -764,7 +764,7 @@ async def test_a_suspension_in_doubt_that_was_woken_meanwhile_is_run_on_by_the_s
         return "done"
 
     async with app._worker(WorkerOptions(lease=LONG, suspends_from=timedelta(0))):
-        lost, resent = faulty.lose_answer("suspend"), faulty.hold_request("suspend")
+        lost, resent = faulty.lose_answer("settle"), faulty.hold_request("settle")
         handle = await app.start(flow())
         await lost.happened.wait()
         await resent.happened.wait()
@@ -786,7 +786,7 @@ async def test_a_run_that_suspends_while_its_worker_asks_for_it_is_not_said_to_b
         return "done"
 
     async with app.worker(lease=LONG):
-        written = faulty.hold_answer("suspend")
+        written = faulty.hold_answer("settle")
         handle = await app.start(flow())
         await written.happened.wait()
         looking = faulty.hold_answer("requests")

@@ -233,7 +233,7 @@ async def test_older_code_runs_on_a_newer_schema_that_allows_it(
 async def test_code_that_is_too_old_for_the_schema_is_told_so(
     database_url: str, schema: str, knowing: Callable[..., None]
 ) -> None:
-    new = later("ALTER TABLE perdure.workflow_rows DROP COLUMN wakes", oldest_code=ALL[-1].version + 1)
+    new = later("ALTER TABLE perdure.workflow_rows DROP COLUMN detached", oldest_code=ALL[-1].version + 1)
     knowing(*ALL, new)
     await migrate(database_url, schema)
 

@@ -37,6 +37,9 @@ LARGE = (
     "message_rows",
     "event_rows",
     "event_waits",
+    "outbox",
+    "stream_rows",
+    "stream_parts",
 )
 
 ME = UUID("01900000-0000-7000-8000-aaaaaaaaaaaa")
@@ -56,8 +59,9 @@ CREATE FUNCTION pg_temp.id(n int8) RETURNS uuid IMMUTABLE LANGUAGE sql
 CREATE FUNCTION pg_temp.at(n int8) RETURNS timestamptz IMMUTABLE LANGUAGE sql
     AS $$ SELECT timestamptz '2025-01-01 00:00:00+00' + n * interval '1 second' $$;
 
-INSERT INTO perdure.workflow_rows (shard, id, name, key, queue, attributes, created_at)
+INSERT INTO perdure.workflow_rows (shard, id, name, key, queue, parent_id, attributes, created_at)
 SELECT 1, pg_temp.id(n), 'work-' || n % 10, CASE WHEN n % 10 = 0 THEN 'key-' || n END, 'default',
+       CASE WHEN n % 10 = 1 THEN pg_temp.id(n - 1) END,
        CASE WHEN n % 100 = 0 THEN '{{"customer": 1}}'::json END, pg_temp.at(n)
 FROM generate_series(1, {rows} + {rows} / 10 + {rows} / 10) AS n;
 
@@ -76,11 +80,16 @@ SELECT 1, pg_temp.id(n), 'default', 'work-' || n % 10, pg_temp.at(n),
        CASE WHEN n % {stride} = 0 THEN 1 ELSE 0 END, CASE WHEN n % {stride} = 0 THEN pg_temp.at(n) END
 FROM generate_series(1, {rows}) AS n;
 
-INSERT INTO perdure.waits (shard, workflow_id, waiting_for, wake_at, queue, name, hears, enqueued_at, created_at)
+INSERT INTO perdure.waits (shard, workflow_id, waiting_for, wake_at, queue, name, hears, awaits_child, enqueued_at,
+                           created_at)
 SELECT 1, pg_temp.id(n), CASE WHEN n % 2 = 0 THEN 'start' ELSE 'worker' END,
        CASE WHEN n % 200 = 0 THEN pg_temp.at(n) WHEN n % 2 = 0 THEN timestamptz '2100-01-01' END,
-       'default', 'work-' || n % 10, n % 4 = 0, pg_temp.at(n), pg_temp.at(n)
+       'default', 'work-' || n % 10, n % 4 = 0, n % 4 = 0, pg_temp.at(n), pg_temp.at(n)
 FROM generate_series({rows} + {rows} / 10 + 1, {rows} + {rows} / 10 + {rows} / 10) AS n;
+
+INSERT INTO perdure.outbox (shard, id, target_id, created_at)
+SELECT 1, gen_random_uuid(), pg_temp.id(n), pg_temp.at(n)
+FROM generate_series(1, {rows} + {rows} / 10 + {rows} / 10) AS n;
 
 INSERT INTO perdure.deadlines (shard, workflow_id, due_at)
 SELECT 1, pg_temp.id(n), CASE WHEN n % 1000 = 0 THEN pg_temp.at(n) ELSE timestamptz '2100-01-01' END
@@ -92,6 +101,14 @@ FROM generate_series(1, {rows} + {rows} / 10) AS n;
 
 INSERT INTO perdure.event_rows (shard, workflow_id, name, number, id, payload, created_at)
 SELECT 1, pg_temp.id(n / 2), 'event', n % 2, pg_temp.id(n), '1', pg_temp.at(n)
+FROM generate_series(2, {rows}) AS n;
+
+INSERT INTO perdure.stream_rows (shard, workflow_id, name, number, part, payload, created_at)
+SELECT 1, pg_temp.id(n / 4), 'stream', n % 4, n % 4 / 2, '1', pg_temp.at(n)
+FROM generate_series(4, {rows}) AS n;
+
+INSERT INTO perdure.stream_parts (shard, workflow_id, name, part, key, epoch, attempt, first)
+SELECT 1, pg_temp.id(n / 2), 'stream', n % 2, 'work', 1, 1 + n % 2, n % 2 * 2
 FROM generate_series(2, {rows}) AS n;
 
 INSERT INTO perdure.event_waits (shard, workflow_id, name, waiter_id, created_at)
@@ -221,8 +238,8 @@ def _complete(tables: Tables) -> Sequence[Any]:
     )  # fmt: skip
 
 
-def _suspend(tables: Tables) -> Sequence[Any]:
-    """A third goes on, and puts off timers; a third ends, a third suspends, and half of those set something aside."""
+def _settle(tables: Tables) -> Sequence[Any]:
+    """A third goes on, with timers and children; a third ends; a third suspends, half of it sets something aside."""
     ids = tables.mine()
     third = BATCH // 3
     going, ending, leaving = Uuids(ids[:third]), Uuids(ids[third : 2 * third]), Uuids(ids[2 * third :])
@@ -233,6 +250,27 @@ def _suspend(tables: Tables) -> Sequence[Any]:
         BigInts([0] * left), Texts(["timer"] * left), Floats([60.0] * left), Uuids(leaving[: left // 2]),
         Texts(["$input"] * (left // 2)), going, BigInts([1] * len(going)), Texts(["poll#t"] * len(going)),
         Ints([1] * len(going)), Floats([60.0] * len(going)), Ints(n % 2 for n in range(left)),
+        Ints(n % 2 for n in range(left)),
+        *_children(tables, going), Uuids(ending), *_entries(going),
+    )  # fmt: skip
+
+
+def _children(tables: Tables, parents: Uuids) -> tuple[Any, ...]:
+    count = len(parents)
+    return (
+        Uuids(tables.new()[:count]), Texts(["work-1"] * count), Texts(["default"] * count), Ints([0] * count),
+        Texts([None] * count), Texts([None] * count), Texts(["{}"] * count), Texts(["v1"] * count), parents,
+        Ints(n % 2 for n in range(count)), Floats(60.0 if n % 2 else None for n in range(count)),
+        Times([None] * count), Floats(60.0 if n % 3 else None for n in range(count)), Times([None] * count),
+    )  # fmt: skip
+
+
+def _entries(ids: Uuids) -> tuple[Any, ...]:
+    count = len(ids)
+    return (
+        ids, Texts(["tokens"] * count), BigInts([7] * count), Ints([1] * count), Texts(["1"] * count),
+        ids, BigInts([1] * count), Texts(["tokens"] * count), Ints([1] * count), Texts(["work"] * count),
+        Ints([1] * count), BigInts([7] * count),
     )  # fmt: skip
 
 
@@ -267,7 +305,7 @@ def _start_keyed(tables: Tables) -> Sequence[Any]:
     keys = [f"new-{n}" if n % 3 == 0 else f"key-{n * 10}" if n % 3 == 1 else None for n in range(BATCH)]
     return (
         *_start(tables), Texts(keys), Floats(60.0 if key is None else None for key in keys), Times([None] * BATCH),
-        "1s", Floats(60.0 if n % 2 else None for n in range(BATCH)),
+        "1s", Floats(60.0 if n % 2 else None for n in range(BATCH)), Uuids([None] * BATCH), Ints([0] * BATCH),
     )  # fmt: skip
 
 
@@ -278,10 +316,12 @@ def _page(status: str | None, before: UUID | None = None, **given: Any) -> tuple
 
 _ENTRY, _PENDING, _WAIT = "queue_entries_pkey", "queue_entries_pending", "waits_pkey"
 _HELD = "queue_entries_running"
+_KIN = "workflow_rows_parent"
 _ROW, _KEY, _CHECKPOINT = "workflow_rows_pkey", "workflow_rows_key", "checkpoints_pkey"
 _FAILED = "checkpoints_failed_results"
 _DEADLINE = "deadlines_pkey"
 _MESSAGE = "message_rows_pkey message_rows_id"
+_STREAM, _PARTS = "stream_rows_pkey", "stream_parts_pkey"
 _EVENT, _EVENT_WAIT = "event_rows_pkey event_rows_id", "event_waits_pkey"
 
 
@@ -302,7 +342,20 @@ CASES = (
     # what the writer does
     _case("record", _record, _ENTRY, pages=20),
     _case("complete", _complete, _ENTRY, pages=25),
-    _case("suspend", _suspend, f"{_ENTRY} {_CHECKPOINT}", pages=40, rows=20),
+    _case("settle", _settle, f"{_ENTRY} {_CHECKPOINT}", pages=80, rows=40),
+    # parents and children
+    _case(
+        "wake_parents",
+        lambda t: (SHARD, BATCH),
+        f"{_ENTRY} {_WAIT} {_CHECKPOINT} {_ROW} outbox_pkey",
+        scans={"outbox"},
+        pages=80,
+        rows=40,
+    ),
+    _case("child_results", lambda t: (SHARD, t.ended()), f"{_ROW} {_CHECKPOINT}", pages=20),
+    _case("descendants", lambda t: (SHARD, t.mine()), f"{_KIN} {_CHECKPOINT}", pages=30, rows=20),
+    _case("ancestors", lambda t: (SHARD, t.mine()[0]), _ROW, batch=1, pages=40, rows=40),
+    _case("failed_children", lambda t: (SHARD, t.ended(), "why"), f"{_CHECKPOINT} {_KIN} {_FAILED}", pages=40, rows=20),
     _case("recorded", lambda t: (SHARD, ME, t.mine(), Texts(["$input"] * BATCH), BigInts([1] * BATCH)), _CHECKPOINT),
     _case("fence", lambda t: (SHARD, ME, t.mine()[0], 1), _ENTRY, batch=1),
     _case("record_in_transaction", lambda t: (SHARD, ME, t.mine()[0], 1, "v1", "work", 1, "1", 7, 1, 0.1), batch=1),
@@ -413,15 +466,27 @@ CASES = (
     _case("set_event", lambda t: (SHARD, t.mine()[0], "event", t.id(10**9), "1"), _EVENT, batch=1, pages=40),
     _case("event_set", lambda t: (SHARD, t.mine()[0], t.id(10**9)), _EVENT, batch=1),
     _case("event", lambda t: (SHARD, t.mine()[0], "event"), _EVENT, batch=1),
+    _case("set_attributes", lambda t: (SHARD, t.mine()[0], '{"a": 1}'), _ROW, batch=1, pages=40),
+    _case(
+        "begin_anew",
+        lambda t: (SHARD, ME, t.mine()[0], 1, "{}", "v1", False),
+        f"{_ENTRY} {_CHECKPOINT} {_MESSAGE} {_PARTS}",
+        batch=1,
+        pages=120,
+        rows=40,
+    ),
+    _case("stream", lambda t: (SHARD, t.mine()[0], "stream", 0, 100), _STREAM, batch=1, pages=20),
+    _case("stream_parts", lambda t: (SHARD, t.mine()[0], "stream", 0), f"{_PARTS} {_CHECKPOINT}", batch=1, pages=30),
+    _case("stream_end", lambda t: (SHARD, t.mine()[0], "stream"), f"{_STREAM} {_PARTS}", batch=1, pages=20),
     _case("await_event", lambda t: (SHARD, t.mine()[0], "event", t.id(10**9)), _EVENT_WAIT, batch=1, pages=40),
     _case("event_waiters", lambda t: (SHARD, t.mine()[0], "event"), _EVENT_WAIT, batch=1),
     _case("forget_event_waiters", lambda t: (SHARD, t.mine()[0], "event", t.mine()), _EVENT_WAIT, pages=20),
     _case(
         "delete_ended",
         lambda t: (SHARD, t.ended()),
-        f"{_CHECKPOINT} {_ROW} {_DEADLINE} {_MESSAGE} {_EVENT} {_EVENT_WAIT}",
-        pages=40,
-        rows=24,
+        f"{_CHECKPOINT} {_ROW} {_DEADLINE} {_MESSAGE} {_EVENT} {_EVENT_WAIT} {_STREAM} {_PARTS}",
+        pages=60,
+        rows=36,
     ),
     _case(
         "expired", lambda t: (SHARD, t.id(t.rows), BATCH, 60.0, None, None), f"{_ROW} {_CHECKPOINT}", pages=20, rows=40
@@ -438,6 +503,12 @@ CASES = (
     _case("page_all", lambda t: _page(None, t.id(t.rows // 2)), _ROW, rows=30, label="in the middle"),
     _case(
         "page_all", lambda t: _page(None, t.id(t.rows // 2), name="work-1"), _ROW, pages=40, rows=50, label="of a name"
+    ),
+    _case(
+        "page_children",
+        lambda t: (*_page(None), t.mine()[0]),
+        f"{_KIN} {_ROW} {_ENTRY} {_WAIT} {_CHECKPOINT}",
+        rows=30,
     ),
     _case("page_failed", lambda t: _page("error"), f"{_FAILED} {_ROW}", rows=30),
     _case(

@@ -40,6 +40,10 @@ VIEWS = {
         received_at timestamptz, place bigint
     """,
     "events": "workflow_id uuid, name text, number bigint, value jsonb, created_at timestamptz",
+    "stream_entries": """
+        workflow_id uuid, name text, number bigint, value jsonb, step_key text, attempt integer, is_void boolean,
+        created_at timestamptz
+    """,
     "versions": "version text, pending bigint, running bigint, waiting bigint, workers bigint",
 }
 

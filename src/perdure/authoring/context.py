@@ -61,6 +61,54 @@ class Context(Current, Protocol):
         """The database's time, in ISO format."""
         ...
 
+    def set_attributes(self, attributes: str) -> Coroutine[Any, Any, None]:
+        """Set attributes of this workflow, given as a JSON object."""
+        ...
+
+    def continue_as_new(self, invocation: Any) -> Coroutine[Any, Any, None]:
+        """End this run, and begin again with that input."""
+        ...
+
+    def write_stream(self, name: str, payload: str) -> Coroutine[Any, Any, None]:
+        """Write to a stream of this workflow."""
+        ...
+
+    @property
+    def is_workflow(self) -> bool:
+        """Whether this is a workflow's own code, where a start is that of a child."""
+        ...
+
+    def child_key(self, name: str) -> str | None:
+        """Draw the key of a child of that name; None in a step."""
+        ...
+
+    def child(self, invocation: Any, key: str | None) -> Coroutine[Any, Any, Any]:
+        """A child that is awaited."""
+        ...
+
+    def start_child(self, new: Any, key: str | None, *, detached: bool) -> Coroutine[Any, Any, tuple[UUID, bool]]:
+        """Start a child; its id, and whether it wasn't there before."""
+        ...
+
+    def outcome_of(self, id: UUID, key: str | None = None) -> Coroutine[Any, Any, tuple[str, str, str]]:
+        """How a workflow ended: the key of the wait, the status, and the payload.
+
+        With the key of the call that started it: it is asked to end when who waits is cancelled.
+        """
+        ...
+
+    def is_home(self, settings: object) -> bool:
+        """Whether a client with these settings talks to this worker's database."""
+        ...
+
+    def start_elsewhere(self, new: Any) -> Coroutine[Any, Any, dict[str, Any]]:
+        """Start a child under its key, at once."""
+        ...
+
+    def result_elsewhere(self, id: UUID) -> Coroutine[Any, Any, tuple[str, str] | None]:
+        """How any workflow ended, status and payload; None: it hasn't."""
+        ...
+
     def check_verb(self) -> None:
         """Whether the verbs of an app may be used here.
 

@@ -25,17 +25,19 @@ async def map(fn: Callable[[Item], Awaitable[R]], items: Iterable[Item], /, *, c
         raise ValueError(f"concurrency={concurrency} calls nothing; use 1 or more")
     results: dict[int, R] = {}
     running: dict[asyncio.Task[R], int] = {}
+    ended: asyncio.Queue[asyncio.Task[R]] = asyncio.Queue()  # `asyncio.wait` would look at all of them for each
     left = enumerate(items)
     try:
         while True:
             while len(running) < concurrency and (following := next(left, None)) is not None:
                 number, item = following
-                running[asyncio.create_task(_call(fn, item), name=f"map[{number}]")] = number
+                task = asyncio.create_task(_call(fn, item), name=f"map[{number}]")
+                task.add_done_callback(ended.put_nowait)
+                running[task] = number
             if not running:
                 return [results[number] for number in range(len(results))]
-            done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-            for task in [task for task in running if task in done]:  # in the order of the items, not of a set
-                results[running.pop(task)] = task.result()
+            task = await ended.get()
+            results[running.pop(task)] = task.result()
     finally:
         for task in running:
             task.cancel()

@@ -7,7 +7,8 @@ import inspect
 import warnings
 from collections.abc import Callable, Coroutine, Generator
 from datetime import timedelta
-from typing import Any, Generic, NoReturn, ParamSpec, Protocol, overload
+from types import MethodType
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, overload
 
 from typing_extensions import TypeVar
 
@@ -21,6 +22,8 @@ from perdure.model.unset import UNSET, Unset
 from perdure.parameters import Parameters, dump_untyped
 
 P = ParamSpec("P")
+Q = ParamSpec("Q")
+S = TypeVar("S")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True, default=Any)
 V = TypeVar("V", bound=Callable[..., Any])
@@ -37,6 +40,11 @@ class Invocation(Coroutine[Any, Any, R_co]):
         self.args = args
         self.kwargs = kwargs
         self.workflow: Workflow[..., Any] | None = None
+        self.__qualname__ = name  # what asyncio and task paths call it
+        context = CURRENT.get()
+        self.key = None if context is None else context.child_key(name)
+        """Where a workflow's code made it: its place there."""
+        self._running: Coroutine[Any, Any, R_co] | None = None
         self._used = False
 
     def taken(self) -> None:
@@ -49,29 +57,33 @@ class Invocation(Coroutine[Any, Any, R_co]):
             return dump_untyped(self.name, self.args, self.kwargs, limit)
         return self.workflow.parameters.dump(self.args, self.kwargs, limit)
 
-    def send(self, value: Any, /) -> NoReturn:
-        self._refuse()
+    def send(self, value: Any, /) -> Any:
+        return self._begun().send(value)
 
-    def throw(self, *exc: Any) -> NoReturn:
-        self._refuse()
+    def throw(self, *exc: Any) -> Any:
+        return self._begun().throw(*exc)
 
     def close(self) -> None:
-        """Nothing is open."""
         self._used = True
+        if self._running is not None:
+            self._running.close()
 
     def __await__(self) -> Generator[Any, Any, R_co]:
-        self._refuse()
+        return self._begun().__await__()
 
-    def _refuse(self) -> NoReturn:
-        self._used = True
-        if CURRENT.get() is None:
-            raise WrongPlace(
-                f"workflow {self.name!r} was awaited outside a workflow; use app.run(...) or app.start(...)"
-            )
-        raise WrongPlace(
-            f"workflow {self.name!r} was awaited inside a workflow, but this version has no child workflows yet; "
-            "start it from a step with app.start(...)"
-        )
+    def _begun(self) -> Coroutine[Any, Any, R_co]:
+        """The child that this is, awaited inside a workflow."""
+        if self._running is None:
+            if self._used:
+                raise WrongPlace(f"{self!r} was given to a verb already; call the workflow again for another child")
+            self._used = True
+            context = CURRENT.get()
+            if context is None:
+                raise WrongPlace(
+                    f"workflow {self.name!r} was awaited outside a workflow; use app.run(...) or app.start(...)"
+                )
+            self._running = context.child(self, self.key)
+        return self._running
 
     def __del__(self) -> None:
         if not getattr(self, "_used", True):
@@ -123,6 +135,9 @@ class Workflow(Generic[P, R]):
         self.version = version
         self.validators: dict[str, Callable[[str], None]] = {}
         """What questions must pass, by their topics: given the payload, they raise."""
+        self._checks: dict[str, Callable[..., Any]] = {}
+        self._bound: dict[int, Workflow[..., R]] = {}
+        self._is_loose = False
 
     def validator(self, topic: str, /) -> Callable[[V], V]:
         """Declare what looks at a question before the workflow's code sees it: `@checkout.validator("address")`.
@@ -136,6 +151,7 @@ class Workflow(Generic[P, R]):
         def declare(fn: V) -> V:
             if inspect.iscoroutinefunction(fn) or not callable(fn):
                 raise TypeError(f"the validator of topic {topic!r} must be a plain function, with one parameter")
+            self._checks[topic] = fn
             self.validators[topic] = _checked(fn)
             return fn
 
@@ -156,7 +172,44 @@ class Workflow(Generic[P, R]):
         """What its result is called in an error."""
         return f"the result of workflow {self.name!r}"
 
+    def bind(self, instance: object, name: str) -> Workflow[..., R]:
+        """This method as a workflow of that instance, called `name.METHOD`. From now on it is found at the instance."""
+        bound = self._bound[id(instance)] = self._of(instance, f"{name}.{self.name}")
+        return bound
+
+    def _of(self, instance: object, name: str) -> Workflow[..., R]:
+        method: Any = MethodType(self.fn, instance)  # it keeps the instance, so no other one has its id
+        bound: Workflow[..., R] = Workflow(
+            method,
+            name=name,
+            queue=self.queue,
+            timeout=self.timeout,
+            retry=self.retry,
+            retention=self.retention,
+            version=self.version,
+        )
+        bound.validators = {topic: _checked(MethodType(check, instance)) for topic, check in self._checks.items()}
+        return bound
+
+    @overload
+    def __get__(self, instance: None, owner: type[Any]) -> Workflow[P, R]: ...
+    @overload
+    def __get__(self: Workflow[Concatenate[S, Q], R], instance: S, owner: type[Any] | None = ...) -> Workflow[Q, R]: ...
+    def __get__(self, instance: Any, owner: type[Any] | None = None) -> Any:
+        """On an instance: the workflow that was registered for it."""
+        if instance is None:
+            return self
+        bound = self._bound.get(id(instance))
+        if bound is None:
+            bound = self._of(instance, self.name)
+            bound._is_loose = True
+        return bound
+
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Invocation[R]:
+        if self._is_loose:
+            raise WrongPlace(
+                f"workflow {self.name!r} is a method of an instance that no app knows; use app.register(name, instance)"
+            )
         self.parameters.check(args, kwargs)
         invocation: Invocation[R] = Invocation(self.name, *args, **kwargs)
         invocation.workflow = self

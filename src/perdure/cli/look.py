@@ -41,10 +41,11 @@ _NO_MESSAGES = 2**62  # behind all of them
 
 @click.command("list")
 @filter_options()
+@click.option("--parent", type=click.UUID, metavar="ID", help="Only the children of that workflow.")
 @click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="At most so many.")
 @click.option("--json", "json_wanted", is_flag=True, help="For programs: one array.")
 @database_options
-def list_(filters: Filters, limit: int, json_wanted: bool) -> None:
+def list_(filters: Filters, parent: UUID | None, limit: int, json_wanted: bool) -> None:
     """List workflows, newest first.
 
     \b
@@ -55,7 +56,7 @@ def list_(filters: Filters, limit: int, json_wanted: bool) -> None:
     """
 
     async def use(client: Client) -> list[WorkflowInfo]:
-        return [row async for row in client.workflows(limit=limit, **await filters.arguments(client))]
+        return [row async for row in client.workflows(parent=parent, limit=limit, **await filters.arguments(client))]
 
     found = with_client(use, migrate=False)
     if json_wanted:

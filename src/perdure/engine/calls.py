@@ -61,6 +61,7 @@ from perdure.hashing import arguments_hash
 from perdure.model.keys import attempt_key, intent_key
 from perdure.model.records import Checkpoint, Recorded
 from perdure.model.retry import ONCE, Rerun, Retry, RetryAfter
+from perdure.store.programs import NewWorkflow, Started
 
 _CHANCE = random.Random()
 
@@ -88,6 +89,7 @@ class Caller(Protocol):
 
     id: UUID
     name: str
+    origin: str
     worker_id: UUID
     epoch: int
     over: bool
@@ -123,6 +125,10 @@ class Caller(Protocol):
     def post(self, target: UUID, topic: str, payload: str, id: UUID) -> Coroutine[Any, Any, None]: ...
     def publish(self, name: str, payload: str, id: UUID) -> Coroutine[Any, Any, None]: ...
     def subscribe(self, owner: UUID, name: str) -> Coroutine[Any, Any, str | None]: ...
+    def set_attributes(self, attributes: str) -> Coroutine[Any, Any, None]: ...
+    def write_stream_in_step(self, key: str, attempt: int, name: str, payload: str) -> Coroutine[Any, Any, None]: ...
+    def start_elsewhere(self, new: NewWorkflow) -> Coroutine[Any, Any, Started]: ...
+    def result_elsewhere(self, id: UUID) -> Coroutine[Any, Any, tuple[str, str] | None]: ...
 
 
 async def call(run: Caller, key: str, step: Step[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

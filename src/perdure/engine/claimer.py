@@ -257,6 +257,7 @@ class Claimer(Loop):
                 stalls=row.stalls,
                 wakes=row.wakes,
                 deadline=row.deadline,
+                parent_id=row.parent_id,
                 history=histories.get(row.workflow_id, ()),
                 messages=messages.get(row.workflow_id, ()),
             )

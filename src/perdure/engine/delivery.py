@@ -20,7 +20,8 @@ A run with one task has nothing to order, and skips all that, unless something i
 for (a cancellation, the end of a limit of time): that, too, has its place in the order.
 
 A task may wait in a way that the run needn't be in memory for (`dormant`). When all of them do, directly or by waiting
-for each other, and there is nothing to deliver, the run is told that it rests (`on_rest`), and may suspend.
+for each other, and there is nothing to deliver, the run is told that it rests (`on_rest`), and may suspend. It is told,
+too, when something changes after that (`on_move`). Thousands of tasks may wait so: nothing here looks at each of them.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class Task(asyncio.Task[Any]):
     def cancel(self, msg: Any = None) -> bool:
         delivery: Delivery | None = getattr(self, "delivery", None)
         if delivery is not None:
-            delivery.cancelling()
+            delivery.cancelling(self)
         return super().cancel(msg)
 
 
@@ -63,11 +64,14 @@ class Delivery:
         "_held",
         "_loop",
         "_new",
+        "_on_move",
         "_on_rest",
         "_order",
         "_peak",
         "_quiet",
         "_recorded",
+        "_resting",
+        "_roused",
         "_scheduled",
         "_silent",
         "_unsure",
@@ -76,7 +80,13 @@ class Delivery:
         "tasks",
     )
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, position: int, on_rest: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        position: int,
+        on_rest: Callable[[], None],
+        on_move: Callable[[], None],
+    ) -> None:
         self.position = position
         """The highest position so far."""
         self.tasks: set[asyncio.Task[Any]] = set()
@@ -84,10 +94,13 @@ class Delivery:
         self._awake: set[asyncio.Task[Any]] = set()  # those that run code of the workflow, not waiting here
         self._peak = 0  # how many those were
         self._dormant: set[asyncio.Task[Any]] = set()
+        self._roused: set[asyncio.Task[Any]] = set()  # dormant ones that are about to go on
+        self._resting = False  # the run has been told that it rests
         self._waits: dict[asyncio.Task[Any], tuple[asyncio.Future[Any], bool]] = {}
         """What tasks that are awake wait for, and whether that ends with other tasks."""
         self._loop = loop
         self._on_rest = on_rest
+        self._on_move = on_move
         self._recorded: list[tuple[int, int, _Future]] = []
         self._arrived: list[tuple[float, int, _Future]] = []
         self._new: deque[_Future] = deque()
@@ -148,7 +161,7 @@ class Delivery:
     @property
     def is_busy(self) -> bool:
         """Whether a task runs a step, or waits until something is durable."""
-        return not self.tasks <= self._awake | self._dormant
+        return len(self.tasks) != len(self._awake) + len(self._dormant)
 
     @property
     def is_moving(self) -> bool:
@@ -167,7 +180,13 @@ class Delivery:
         finally:
             if task is not None:
                 self._dormant.discard(task)
+                self._roused.discard(task)
             self.enter(task)
+
+    def rouse(self, task: asyncio.Task[Any] | None) -> None:
+        """What that task waits for has come: it leaves its wait in the next turn."""
+        if task in self._dormant:
+            self._roused.add(task)
 
     async def turn(self, at: float | None = None) -> int:
         """Wait for the turn of an outcome that arrived at that time, by default now; returns its position."""
@@ -252,18 +271,22 @@ class Delivery:
     def look(self) -> None:
         """Something has changed: see whether the run comes to rest."""
         self._quiet = 0
+        if self._resting:
+            self._resting = False
+            self._on_move()
         if not self._scheduled and (self._recorded or self._arrived or self._new or self._dormant):
             self._scheduled = True
             self._loop.call_soon(self._look)
 
-    def cancelling(self) -> None:
+    def cancelling(self, task: asyncio.Task[Any]) -> None:
         """One of its tasks is being cancelled."""
         self._unsure = True
+        self.rouse(task)
         self.look()
 
     def close(self) -> None:
         """The run is over: whoever owns it isn't referred to from here any more."""
-        self._on_rest = _nothing
+        self._on_rest = self._on_move = _nothing
 
     def _look(self) -> None:
         self._scheduled = False
@@ -275,6 +298,7 @@ class Delivery:
         self._quiet = self._quiet + 1 if turns else 0
         if turns and self._quiet >= turns:
             if not is_waited_for:
+                self._resting = True
                 self._on_rest()
                 return
             self._deliver()
@@ -285,10 +309,12 @@ class Delivery:
         """For how many turns it must look like rest; 0: it doesn't, somebody is about to go on, besides that task."""
         turns = 2 if self._unsure or self._silent else 1
         future: asyncio.Future[Any] | None
-        for task in self._dormant:
+        if self._roused:
+            return 0
+        for task in self._dormant if self._silent else ():
             future = getattr(task, "_fut_waiter", None)
             if future is None or future.done():
-                return 0  # what it waited for has come: it leaves its wait in the next turn
+                return 0  # cancelled, perhaps
         for task in self._awake:
             future = getattr(task, "_fut_waiter", None)
             if future is None or future.done():

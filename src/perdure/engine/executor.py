@@ -14,12 +14,16 @@ from perdure.authoring.workflows import Workflow
 from perdure.codec import Codec
 from perdure.engine.alarms import Alarms
 from perdure.engine.calls import Transactions
+from perdure.engine.children import Ended
 from perdure.engine.run import Exchange, Run
 from perdure.engine.threads import Threads
 from perdure.engine.writer import Writer
-from perdure.errors import RecoveryLimitExceeded
+from perdure.errors import DatabaseUnavailable, RecoveryLimitExceeded
 from perdure.failures import Catalogue
 from perdure.model.records import Claim
+from perdure.store.database import backoff
+
+_MOST_RESTING = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +56,10 @@ class Executor:
         concurrency: int,
         time: Callable[[], datetime],
         exchange: Exchange,
+        settings: object,
+        on_child_ended: Callable[[], None],
+        on_pending: Callable[[set[str]], None],
+        on_children_wanted: Callable[[UUID], None],
         on_slot: Callable[[], None],
         on_result: Callable[[UUID, str, str], None],
         on_release: Callable[[Release], None],
@@ -81,6 +89,11 @@ class Executor:
         self._concurrency = concurrency
         self._time = time
         self.exchange = exchange
+        self._settings = settings
+        self._on_child_ended = on_child_ended
+        self._on_pending = on_pending
+        self._on_children_wanted = on_children_wanted
+        self._resting: set[Run] = set()
         self._refusals: set[asyncio.Task[None]] = set()
         self._on_slot = on_slot
         self._on_result = on_result
@@ -181,7 +194,7 @@ class Executor:
         """Let steps that run come to their end, for so long; whatever wants to begin another is handed over."""
         self.draining = True
         self._quiet.clear()
-        for run in self._active:
+        for run in [*self._active, *self._resting]:
             run.consider()
         if self._active:
             try:
@@ -204,7 +217,58 @@ class Executor:
         if not task.cancelled() and task.exception() is not None:  # the next run refuses it again
             telemetry.emit(telemetry.DatabaseLost(component="refusals", reason=str(task.exception())))
 
+    def look_for_children(self, id: UUID) -> None:
+        self._on_children_wanted(id)
+
+    async def cancel_children(self, ids: Iterable[UUID]) -> None:
+        ids = list(ids)
+        for pause in backoff():
+            try:
+                return await self.exchange.cancel(ids)
+            except DatabaseUnavailable:
+                await asyncio.sleep(pause)
+        raise AssertionError("backoff never ends")
+
+    async def begin_anew(self, run: Run, input: str) -> None:
+        for pause in backoff():
+            try:
+                queue = await self.exchange.begin_anew(
+                    run.worker_id, run.id, run.epoch, input, self.version, was_told=run.was_told_to_end
+                )
+                break
+            except DatabaseUnavailable:
+                await asyncio.sleep(pause)
+        else:
+            raise AssertionError("backoff never ends")
+        if self.runs.get(run.id) is run:
+            del self.runs[run.id]
+        if queue is not None:  # else somebody else has it; or it is done, and the answer was lost
+            telemetry.emit(telemetry.WorkflowContinued(workflow_id=run.id, name=run.name))
+            self._on_pending({queue})
+
+    def children_born(self, queues: set[str]) -> None:
+        self._on_pending(queues)
+
+    def is_home(self, settings: object) -> bool:
+        return settings == self._settings
+
+    def run_rests(self, run: Run) -> bool:
+        if run in self._resting:
+            return True
+        if len(self._resting) >= _MOST_RESTING * self._concurrency:
+            return False
+        self._active.discard(run)
+        self._resting.add(run)
+        self._on_slot()
+        return True
+
+    def run_moves(self, run: Run) -> None:
+        if run in self._resting:
+            self._resting.discard(run)
+            self._active.add(run)
+
     def code_ended(self, run: Run) -> None:
+        self._resting.discard(run)
         if run in self._active:
             self._active.discard(run)
             if not self._active:
@@ -216,6 +280,11 @@ class Executor:
             del self.runs[run.id]
         if telemetry.wanted(telemetry.WorkflowEnded):
             telemetry.emit(telemetry.WorkflowEnded(workflow_id=run.id, name=run.name, status=status))
+        if run.parent_id is not None:
+            parent = self.runs.get(run.parent_id)
+            if parent is not None:
+                parent.child_ended(run.id, Ended(status, payload))
+            self._on_child_ended()
         self._on_result(run.id, status, payload)
 
     def run_suspended(self, run: Run, waiting_for: str, seconds: float | None) -> None:

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Coroutine, Generator, Mapping
+from collections.abc import Coroutine, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, NoReturn
 from uuid import UUID
 
-from perdure.authoring.workflows import Workflow
+from perdure.authoring.workflows import Invocation, Workflow
 from perdure.codec import Codec
 from perdure.engine import foreign, scopes
 from perdure.engine.alarms import Alarms
@@ -25,11 +25,13 @@ from perdure.engine.calls import Call, Transactions
 from perdure.engine.inspection import Inspection
 from perdure.engine.loop import Turns
 from perdure.engine.run import Run
+from perdure.engine.streams import Entry, PartOfStream
 from perdure.engine.threads import Threads
 from perdure.engine.writer import Writing
 from perdure.failures import Catalogue
 from perdure.model.records import Checkpoint, Claim, Suspension
 from perdure.model.replay import History, Replayed, Rest, judge
+from perdure.store.programs import NewWorkflow
 from perdure.telemetry import Event
 
 _NOBODY = UUID(int=0)
@@ -49,6 +51,18 @@ class _Rehearsal(Run):
         self._asked(key, f"step {step.name!r}")
         return super().call(key, step, args, kwargs)
 
+    async def child(self, key: str, invocation: Invocation[Any]) -> Any:
+        self._asked(key, f"child workflow {invocation.name!r}")
+        return await super().child(key, invocation)
+
+    async def write_stream(self, key: str, name: str, payload: str) -> None:
+        self._asked(key, f"write_stream({name!r})")
+        await super().write_stream(key, name, payload)
+
+    async def start_child(self, key: str, new: NewWorkflow, *, detached: bool) -> UUID:
+        self._asked(key, f"child workflow {new.name!r}")
+        return await super().start_child(key, new, detached=detached)
+
     async def sleep(self, key: str, name: str, delay: Any) -> None:
         self._asked(key, f"{name}()")
         await super().sleep(key, name, delay)
@@ -57,7 +71,7 @@ class _Rehearsal(Run):
         """Nothing happens to the workflow."""
 
     def _asked(self, key: str, what: str) -> None:
-        if not (key in self.history or key in self.failed_attempts or key in self.timers):
+        if not (key in self.history or key in self.failed_attempts or key in self.timers or key in self.children.begun):
             self.new.setdefault(key, what)
 
 
@@ -67,11 +81,14 @@ class _NoWriter:
     def __init__(self, replays: Replays) -> None:
         self._replays = replays
 
-    def record(self, run: Writing, checkpoint: Checkpoint) -> None:
+    def record(self, run: Writing, checkpoint: Checkpoint, child: NewWorkflow | None = None) -> None:
         self._replays.loop.call_soon(run.written, 1)
 
     def put_off(self, run: Writing, key: str, seconds: float, position: int) -> None:
         pass
+
+    def stream(self, run: Writing, entry: Entry, part: PartOfStream | None) -> None:
+        self._replays.loop.call_soon(run.streamed, 1)
 
     def complete(self, run: Writing, status: str, payload: str) -> None:
         codec = self._replays.codec
@@ -178,6 +195,27 @@ class Replays:
 
     def time(self) -> datetime:
         return datetime.now(UTC)
+
+    def look_for_children(self, id: UUID) -> None:
+        pass
+
+    async def cancel_children(self, ids: Iterable[UUID]) -> None:
+        pass
+
+    async def begin_anew(self, run: Run, input: str) -> None:
+        self.rests(run.id, Rest(note="it continues as new"))
+
+    def children_born(self, queues: set[str]) -> None:
+        pass
+
+    def is_home(self, settings: object) -> bool:
+        return True
+
+    def run_rests(self, run: Run) -> bool:
+        return False
+
+    def run_moves(self, run: Run) -> None:
+        pass
 
     def code_ended(self, run: Run) -> None:
         self._unwound.set()

@@ -9,6 +9,7 @@ or taken over) ends here.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from uuid import UUID
 
 from perdure.engine.executor import Executor
@@ -28,11 +29,20 @@ class Requests(Loop):
 
     name = "requests"
 
-    def __init__(self, database: Database, lease: Lease, executor: Executor, *, turns: Turns) -> None:
+    def __init__(
+        self,
+        database: Database,
+        lease: Lease,
+        executor: Executor,
+        *,
+        turns: Turns,
+        on_children_wanted: Callable[[UUID], None],
+    ) -> None:
         super().__init__(_NEVER_SECONDS, turns=turns)
         self._database = database
         self._lease = lease
         self._executor = executor
+        self._on_children_wanted = on_children_wanted
         self._asked: dict[UUID, None] = {}
 
     def ask(self, id: UUID) -> None:
@@ -94,6 +104,8 @@ class Requests(Loop):
                 continue
             wakes = found.get(id, -1)
             if wakes >= 0:
+                if run.waits.has("child"):
+                    self._on_children_wanted(id)  # before it counts as seen
                 sent = sorted(messages.get(id, ()))
                 run.look(wakes, requests.get(id, {}), sent, frozenset(parked.get(id, ())), waiting[id])
             elif not run.waits.frozen:  # else its suspension is under way, and will tell

@@ -30,6 +30,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Collection, Coroutine, Iterable
 from contextvars import copy_context
+from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
 from random import Random
@@ -39,13 +40,15 @@ from uuid import UUID
 
 from perdure import failures, telemetry
 from perdure.authoring.context import CURRENT
-from perdure.authoring.workflows import Workflow
+from perdure.authoring.workflows import Invocation, Workflow
 from perdure.codec import Codec
-from perdure.engine import calls, foreign, waiting
+from perdure.engine import calls, children, foreign, waiting
 from perdure.engine.alarms import Alarms
+from perdure.engine.children import Children, Ended
 from perdure.engine.delivery import Delivery
 from perdure.engine.inbox import Inbox, receive
 from perdure.engine.scopes import Scope
+from perdure.engine.streams import Entry, PartOfStream, Streams
 from perdure.engine.threads import Threads
 from perdure.engine.waiting import Limit, Waits
 from perdure.engine.writer import Writing
@@ -57,6 +60,7 @@ from perdure.errors import (
     RunEnded,
     SerializationError,
     WorkflowCancelled,
+    WrongPlace,
 )
 from perdure.failures import Catalogue
 from perdure.model.keys import (
@@ -67,18 +71,31 @@ from perdure.model.keys import (
     RESULT,
     attempt_key,
     attempted_key,
+    child_key,
     intended_key,
     intent_key,
+    parent_key,
     timer_key,
     waited_key,
 )
 from perdure.model.records import Checkpoint, Claim, Message, Recorded, Suspension
 from perdure.model.retry import RetryAfter
+from perdure.starts import prepare
+from perdure.store.programs import NewWorkflow, Started
 
 _CANCELS = 3
 _LEFT_ALONE_SECONDS = 1.0
+_STAYS_SECONDS = 1.0
+_STAYS_SECONDS_PER_CHECKPOINT = 0.001
+"""A replay takes about a twentieth of that."""
 _CHANCE = Random()
-_UNFINISHED = {"attempt": attempted_key, "park": attempted_key, "intent": intended_key, "timer": waited_key}
+_UNFINISHED = {
+    "attempt": attempted_key,
+    "park": attempted_key,
+    "intent": intended_key,
+    "timer": waited_key,
+    "start": parent_key,
+}
 """Kinds of what is recorded of steps and waits that may have no outcome yet, and how to tell whose it is."""
 _HOPELESS = (InvalidArguments, SerializationError, ReplayMismatch)
 """What a workflow that is tried again fails with again."""
@@ -87,8 +104,9 @@ _HOPELESS = (InvalidArguments, SerializationError, ReplayMismatch)
 class Records(Protocol):
     """Where a run's outcomes go: the writer's side of it."""
 
-    def record(self, run: Writing, checkpoint: Checkpoint) -> None: ...
+    def record(self, run: Writing, checkpoint: Checkpoint, child: NewWorkflow | None = None) -> None: ...
     def put_off(self, run: Writing, key: str, seconds: float, position: int) -> None: ...
+    def stream(self, run: Writing, entry: Entry, part: PartOfStream | None) -> None: ...
     def complete(self, run: Writing, status: str, payload: str) -> None: ...
     def suspend(self, run: Writing, suspension: Suspension) -> None: ...
     def discard(self, run: Writing) -> None: ...
@@ -101,6 +119,14 @@ class Exchange(Protocol):
     async def publish(self, owner: UUID, name: str, payload: str, id: UUID) -> None: ...
     async def subscribe(self, owner: UUID, name: str, waiter: UUID) -> str | None: ...
     async def refuse(self, id: UUID, question: UUID, answer: str) -> None: ...
+    async def cancel(self, ids: Iterable[UUID]) -> None: ...
+    async def set_attributes(self, id: UUID, attributes: str) -> None: ...
+    async def begin_anew(
+        self, worker_id: UUID, id: UUID, epoch: int, input: str, version: str, *, was_told: bool
+    ) -> str | None: ...
+    async def stream_end(self, owner: UUID, name: str) -> tuple[int, int]: ...
+    async def start(self, new: NewWorkflow) -> Started: ...
+    async def result(self, id: UUID, waiter: UUID) -> tuple[str, str] | None: ...
 
 
 class Host(Protocol):
@@ -128,6 +154,29 @@ class Host(Protocol):
     def time(self) -> datetime:
         """The database's time, as well as it is known here."""
         ...
+
+    def look_for_children(self, id: UUID) -> None:
+        """That run waits for children that may have ended already."""
+
+    async def cancel_children(self, ids: Iterable[UUID]) -> None:
+        """Ask these workflows to end; returns when they have been asked."""
+
+    def children_born(self, queues: set[str]) -> None:
+        """Children are pending in these queues."""
+
+    def is_home(self, settings: object) -> bool:
+        """Whether a client with these settings talks to this worker's database."""
+        ...
+
+    async def begin_anew(self, run: Run, input: str) -> None:
+        """Let its workflow begin again with that input."""
+
+    def run_rests(self, run: Run) -> bool:
+        """It waits for children, in memory: its slot is free meanwhile. False: it must not."""
+        ...
+
+    def run_moves(self, run: Run) -> None:
+        """It goes on, and takes its slot again."""
 
     def code_ended(self, run: Run) -> None:
         """Its code runs no more: the slot is free."""
@@ -161,6 +210,14 @@ class Run:
         self.recoveries = claim.recoveries
         self.started_at = claim.started_at
         self.deadline: datetime | None = claim.deadline
+        self.parent_id: UUID | None = claim.parent_id
+        self.children = Children()
+        self.streams = Streams()
+        self.origin = str(self.id)
+        """What idempotency keys begin with: the id, and which run of the code it is, since it continued as new."""
+        self._continuation: str | None = None  # the input with which the workflow begins again
+        self._stays_until = 0.0  # it waits for children in memory for so long
+        self._leaving: asyncio.TimerHandle | None = None
         self.attempt = 1
         self.over = False
         self.seen = claim.wakes
@@ -195,7 +252,7 @@ class Run:
             position = self._remember(claim.history)
         received = frozenset(each.args_hash for each in self.history.values() if each.kind == "message")
         self.inbox = Inbox(claim.messages, received, self.waits, partial(_admits, host, workflow, self.id))
-        self.delivery = Delivery(host.loop, position, self._at_rest)
+        self.delivery = Delivery(host.loop, position, self._at_rest, self._moves)
         self._put = 0
         self._acknowledged = 0
         self._barriers: deque[tuple[int, asyncio.Future[None]]] = deque()
@@ -222,6 +279,10 @@ class Run:
                 self.timers[waited_key(recorded.key)] = recorded.remaining or 0.0
                 if recorded.key == timer_key(RESULT):
                     self._pause = max(self._pause, recorded.remaining or 0.0)
+            elif recorded.kind == "start":
+                self.children.begun[parent_key(recorded.key)] = recorded
+            elif recorded.kind == "runs":
+                self.origin = f"{self.id}#{recorded.payload}"
             elif recorded.kind == "request":
                 self._requests[recorded.key] = recorded.payload or "null"
             elif recorded.kind == "cancel":
@@ -259,15 +320,21 @@ class Run:
         try:
             status, payload, failure = await self._execute()
             pause = None if failure is None else self._pause_after(failure)
-            if failure is not None and pause is not None:
+            if failure is not None and pause is not None and self._continuation is None:
                 await self._try_again(failure, payload, pause)
                 return
         except RunEnded:
-            return
+            if self._continuation is None or self.over:
+                return
+            pause, status, payload, failure = None, "", "", None
         except Exception as error:  # ours, or a codec's: counted, so that it comes to an end
             self.host.run_lost(self, f"it could not be run: {type(error).__name__}: {error}")
             return
+        await self.children.cancelled()
         if self.over:
+            return
+        if self._continuation is not None:
+            await self._begin_anew(self._continuation)
             return
         if self.history and telemetry.wanted(telemetry.StepsUnasked):
             self.tell(telemetry.StepsUnasked(workflow_id=self.id, name=self.name, keys=tuple(self.history)))
@@ -296,6 +363,25 @@ class Run:
                     return "error", self._failure(DeadlineExceeded(str(self.deadline))), None
                 return "cancelled", failures.record(WorkflowCancelled(self._reason)), None
             return "error", self._failure(error), error if isinstance(error, Exception) else None
+
+    async def _begin_anew(self, input: str) -> None:
+        """Behind all that it has recorded; from then on nothing of this run counts."""
+        try:
+            await self.durable()
+        except RunEnded:
+            return
+        self.waits.frozen = True  # nobody asks it to end now: the next run is asked
+        token = CURRENT.set(None)  # what the pool does is none of the workflow's
+        try:
+            await self.host.begin_anew(self, input)
+        finally:
+            CURRENT.reset(token)
+        self.over = True
+
+    @property
+    def was_told_to_end(self) -> bool:
+        """Whether its code was told that it must end."""
+        return self._is_cancelled
 
     def _pause_after(self, error: Exception) -> timedelta | None:
         """How long to wait until the whole workflow is tried again; None: it has failed."""
@@ -329,6 +415,7 @@ class Run:
                 step,
                 *(attempt_key(step, attempt) for attempt in range(1, attempts)),
                 *(intent_key(step, attempt) for attempt in range(1, attempts + 1)),
+                child_key(step),
             )
         )
         self._wait_for_attempt(seconds, aside)
@@ -353,6 +440,7 @@ class Run:
             self._unwind(0)
         # The task's context refers to the run, and so does the delivery: it must not wait for the garbage collector.
         self._task = None
+        self._stay_no_longer()
         self.delivery.close()
         self.host.code_ended(self)
 
@@ -399,6 +487,7 @@ class Run:
         for task in self._ended or ():  # nor of those whom the code would have waited for
             task.exception()
         self.waits.clear()
+        self.streams.let_go()
         barriers, self._barriers = self._barriers, deque()
         for _, future in barriers:
             if not future.done():
@@ -500,6 +589,87 @@ class Run:
         payload, place = await receive(self, key, topic, None)
         return payload, self.inbox.questions.get(place)
 
+    async def child(self, key: str, invocation: Invocation[Any]) -> Any:
+        """A child that is awaited, under the key that was drawn for it."""
+        if self.over:
+            raise RunEnded
+        return await children.call(self, key, invocation)
+
+    async def start_child(self, key: str, new: NewWorkflow, *, detached: bool) -> UUID:
+        """Start a child, under the key that was drawn for it."""
+        if self.over:
+            raise RunEnded
+        return await children.start(self, key, new, detached=detached)
+
+    async def outcome(self, key: str, id: UUID, *, cancels: bool) -> tuple[str, str]:
+        """How a child ended: status and payload."""
+        if self.over:
+            raise RunEnded
+        return await children.outcome(self, key, id, cancels=cancels)
+
+    def is_home(self, settings: object) -> bool:
+        """Whether a client with these settings talks to this worker's database."""
+        return self.host.is_home(settings)
+
+    async def start_elsewhere(self, new: NewWorkflow) -> Started:
+        """Start a child at once, under a key that makes that safe."""
+        return await self.host.exchange.start(replace(new, parent_id=self.id))
+
+    async def result_elsewhere(self, id: UUID) -> tuple[str, str] | None:
+        """How any other workflow ended, if it has."""
+        return await self.host.exchange.result(id, self.id)
+
+    async def write_stream(self, key: str, name: str, payload: str) -> None:
+        """Write to a stream from the workflow's own code, under the key that was drawn for it: once."""
+        if self.over:
+            raise RunEnded
+        recorded = self.history.pop(key, None)
+        if recorded is not None:
+            if recorded.kind != "value":
+                raise self.mismatch(recorded, f"write_stream({name!r})")
+            return
+        if self.history or self.delivery.has_recorded or self.is_asked_to_end:
+            await self.delivery.live()
+        await self.streams.open(self, name)
+        self.streams.put(self, name, self.encoded(payload), "", 1)
+        self.record(Checkpoint(key, "value", self.delivery.next(), "success", None))
+
+    async def write_stream_in_step(self, key: str, attempt: int, name: str, payload: str) -> None:
+        """Write to a stream from the body of a step."""
+        await self.streams.open(self, name)
+        self.streams.put(self, name, self.encoded(payload), key, attempt)
+
+    def put_in_stream(self, entry: Entry, part: PartOfStream | None) -> None:
+        """Hand an entry to the writer."""
+        if self.over:
+            raise RunEnded
+        self.host.writer.stream(self, entry, part)
+
+    async def set_attributes(self, attributes: str) -> None:
+        """Set attributes of this workflow."""
+        await self.host.exchange.set_attributes(self.id, attributes)
+
+    def continue_as_new(self, invocation: Invocation[Any]) -> None:
+        """End this run of the code; the workflow begins again when that is done."""
+        if self.over:
+            raise RunEnded
+        if invocation.name != self.name:
+            raise WrongPlace(
+                f"workflow {self.name!r} can't continue as {invocation.name!r}; give it its own name, or start the "
+                "other one as a child"
+            )
+        new = prepare(invocation, encoded=self.encoded, version=self.host.version, limit=self.max_payload)
+        self._continuation = new.input
+        raise RunEnded
+
+    def child_ended(self, id: UUID, ended: Ended) -> None:
+        """A child has ended: whoever waits for it goes on."""
+        if self.over:
+            return
+        for key in self.children.ended(id, ended):
+            self._stays_until = 0.0
+            self.waits.release(key)
+
     async def post(self, target: UUID, topic: str, payload: str, id: UUID) -> None:
         """Send a message; the same id is sent once."""
         await self.host.exchange.post(target, topic, self.encoded(payload), id, self.id)
@@ -558,6 +728,14 @@ class Run:
         self._put += 1
         self.host.writer.record(self, checkpoint)
 
+    def bear(self, checkpoint: Checkpoint, new: NewWorkflow) -> None:
+        """Start a child, with the checkpoint that says so."""
+        if self.over:
+            raise RunEnded
+        self._put += 1
+        self.children.conceive(new.id, self._put)
+        self.host.writer.record(self, checkpoint, new)
+
     def put_off(self, key: str, seconds: float) -> None:
         """Write down until when what has that key waits; it takes the place of what was written there before."""
         if self.over:
@@ -615,7 +793,9 @@ class Run:
 
     def _at_rest(self) -> None:
         """None of its tasks can go on, and there is nothing to deliver."""
-        if self.over or self.waits.frozen or self.delivery.is_busy:
+        if self.over or self.waits.frozen or self.delivery.is_busy or self.children.is_looked_for:
+            return
+        if self._stays():
             return
         if any(not foreign.waits_for_own(task, self.delivery.tasks) for task in self.delivery.awake):
             return  # for something that perdure doesn't know, and that a replay would begin anew
@@ -625,7 +805,37 @@ class Run:
             if left <= self.host.suspends_from:
                 return
         self.waits.frozen = True
-        self._suspend(Suspension(kind, due, self.seen, hears=bool(self.waits.of("message"))))
+        hears, awaits_child = self.waits.has("message"), self.waits.has("child")
+        self._suspend(Suspension(kind, due, self.seen, hears=hears, awaits_child=awaits_child))
+
+    def _stays(self) -> bool:
+        """Whether it waits for children in memory: the longer, the more a replay would cost.
+
+        So a fan-in that comes child by child isn't replayed for each, or not for more than a few percent of the time.
+        Its slot is free meanwhile: the children may need it.
+        """
+        if self.host.draining or not self.waits.has("child"):
+            return False
+        now = self.host.loop.time()
+        if not self._stays_until:  # news came since it last rested
+            self._stays_until = now + _STAYS_SECONDS + self.delivery.position * _STAYS_SECONDS_PER_CHECKPOINT
+        if now >= self._stays_until or not self.host.run_rests(self):
+            return False
+        if self._leaving is None:
+            self._leaving = self.host.loop.call_later(self._stays_until - now, self._stayed)
+        return True
+
+    def _stayed(self) -> None:
+        self._leaving = None
+        self.consider()
+
+    def _stay_no_longer(self) -> None:
+        if self._leaving is not None:
+            self._leaving.cancel()
+            self._leaving = None
+
+    def _moves(self) -> None:
+        self.host.run_moves(self)
 
     def _suspend(self, suspension: Suspension) -> None:
         self._suspension = suspension
@@ -706,6 +916,7 @@ class Run:
             why = "its deadline has passed" if self._cancellation == DEADLINE else "it was cancelled"
             self.tell(telemetry.WorkflowCancelling(workflow_id=self.id, name=self.name, why=why))
         self._is_cancelled = True
+        self.children.cancel(self)
         if self._task is not None:
             self._task.cancel()
 
@@ -713,10 +924,17 @@ class Run:
 
     def written(self, checkpoints: int) -> None:
         self._acknowledged += checkpoints
+        self.children.written(self._acknowledged)
         while self._barriers and self._barriers[0][0] <= self._acknowledged:
             _, future = self._barriers.popleft()
             if not future.done():
                 future.set_result(None)
+
+    def streamed(self, entries: int) -> None:
+        self.streams.written(entries)
+
+    def born(self, queues: set[str]) -> None:
+        self.host.children_born(queues)
 
     def ended(self, status: str, payload: str) -> None:
         self.host.run_ended(self, status, payload)

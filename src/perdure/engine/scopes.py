@@ -28,18 +28,24 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from datetime import datetime, timedelta
 from types import CodeType, FrameType
 from typing import Any, Protocol
 from uuid import UUID
 
 from perdure.authoring.asking import REPLY
+from perdure.authoring.attributes import ATTRIBUTES
+from perdure.authoring.children import RESULT, START
 from perdure.authoring.context import CURRENT
 from perdure.authoring.events import ANNOUNCE, AWAITED
 from perdure.authoring.messages import POST
+from perdure.authoring.workflows import Invocation
+from perdure.engine.children import Children
 from perdure.engine.delivery import Task
 from perdure.errors import ForeignAwait, WrongPlace
 from perdure.model.keys import occurrence, segment
+from perdure.store.programs import NewWorkflow
 
 _IN_WORKFLOW = (
     "a verb of the app was called in a workflow's own code, where a replay would do it again; call it in a step"
@@ -56,6 +62,8 @@ class Running(Protocol):
     def id(self) -> UUID: ...
     @property
     def name(self) -> str: ...
+    @property
+    def origin(self) -> str: ...
     @property
     def attempt(self) -> int: ...
     @property
@@ -74,6 +82,15 @@ class Running(Protocol):
     @property
     def max_payload(self) -> int: ...
     def patched(self, name: str) -> bool: ...
+    def write_stream(self, key: str, name: str, payload: str) -> Coroutine[Any, Any, None]: ...
+    def set_attributes(self, attributes: str) -> Coroutine[Any, Any, None]: ...
+    def continue_as_new(self, invocation: Invocation[Any]) -> None: ...
+    def child(self, key: str, invocation: Invocation[Any]) -> Coroutine[Any, Any, Any]: ...
+    def start_child(self, key: str, new: NewWorkflow, *, detached: bool) -> Coroutine[Any, Any, UUID]: ...
+    def outcome(self, key: str, id: UUID, *, cancels: bool) -> Coroutine[Any, Any, tuple[str, str]]: ...
+    @property
+    def children(self) -> Children: ...
+    def is_home(self, settings: object) -> bool: ...
     @property
     def call_code(self) -> CodeType: ...
     @property
@@ -111,7 +128,7 @@ class Scope:
         self._segments: dict[str, int] = {}
         self._children: deque[Scope] = deque()
 
-    def child(self, coroutine: Any, name: str | None) -> Scope:
+    def branch(self, coroutine: Any, name: str | None) -> Scope:
         """The scope of a task that is created in this one; its name, if that is known already."""
         if name is None or _is_default(name):
             name = str(getattr(coroutine, "__qualname__", type(coroutine).__qualname__))
@@ -192,6 +209,55 @@ class Scope:
     def call(self, step: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Coroutine[Any, Any, Any]:
         return self.run.call(self.draw(step.name), step, args, kwargs)
 
+    is_workflow = True
+
+    def child_key(self, name: str) -> str:
+        return self.draw(name)
+
+    async def child(self, invocation: Invocation[Any], key: str | None) -> Any:
+        self.meet()  # it may be a task of its own
+        return await self.run.child(key or self.draw(invocation.name), invocation)
+
+    async def start_child(self, new: NewWorkflow, key: str | None, *, detached: bool) -> tuple[UUID, bool]:
+        if new.key is None:
+            return await self.run.start_child(key or self.draw(new.name), new, detached=detached), True
+        started = await self.call(START, (replace(new, detached=detached),), {})
+        id, is_new = UUID(started["id"]), bool(started["started"])
+        if is_new:
+            self.run.children.add(id, detached=detached)
+        return id, is_new
+
+    async def outcome_of(self, id: UUID, key: str | None = None) -> tuple[str, str, str]:
+        self.meet()
+        own = id in self.run.children.known
+        key, cancels = (self.draw("result()"), False) if key is None or not own else (key, True)
+        if own:
+            return key, *await self.run.outcome(key, id, cancels=cancels)
+        return key, *await self.run.call(key, RESULT, (str(id),), {})
+
+    def write_stream(self, name: str, payload: str) -> Coroutine[Any, Any, None]:
+        return self.run.write_stream(self.draw(f"write_stream({name})"), name, payload)
+
+    def set_attributes(self, attributes: str) -> Coroutine[Any, Any, None]:
+        return self.call(ATTRIBUTES, (attributes,), {})
+
+    async def continue_as_new(self, invocation: Invocation[Any]) -> None:
+        invocation.close()
+        if self._parent is not None:
+            raise WrongPlace(
+                "continue_as_new() was called in a task of its own; call it in the workflow function itself"
+            )
+        self.run.continue_as_new(invocation)
+
+    async def start_elsewhere(self, new: NewWorkflow) -> dict[str, Any]:
+        raise WrongPlace(_IN_WORKFLOW)
+
+    async def result_elsewhere(self, id: UUID) -> tuple[str, str] | None:
+        raise WrongPlace(_IN_WORKFLOW)
+
+    def is_home(self, settings: object) -> bool:
+        return self.run.is_home(settings)
+
     def value(self, name: str, make: Callable[[], Any]) -> Any:
         return self.run.value(self.draw(f"{name}()"), make)
 
@@ -257,7 +323,7 @@ class Scope:
 
     @property
     def idempotency_key(self) -> str:
-        return str(self.run.id)
+        return self.run.origin
 
     @property
     def replaying(self) -> bool:
@@ -286,7 +352,7 @@ def install(loop: asyncio.AbstractEventLoop) -> Callable[[], None]:
         name: str | None = options.get("name")
         if name is None and former is not None:
             name = _name_given()
-        child = scope.child(coroutine, name)
+        child = scope.branch(coroutine, name)
         context = contextvars.copy_context() if context is None else context
         context.run(CURRENT.set, child)
         task = _forward(former, loop, coroutine, options | {"context": context})
@@ -308,8 +374,8 @@ def _refuse_sets(scope: Scope, coroutine: Any) -> None:
     frame = sys._getframe(2)  # create_task, ensure_future, and whoever called it
     for _ in range(6):
         if frame.f_code.co_qualname in _ITERATES_A_SET and frame.f_code.co_filename == _TASKS:
-            if getattr(coroutine, "cr_code", None) is scope.run.call_code:
-                return  # a step, whose key is drawn already
+            if getattr(coroutine, "cr_code", None) is scope.run.call_code or isinstance(coroutine, Invocation):
+                return  # a step or a child, whose key is drawn already
             coroutine.close()
             raise ForeignAwait(
                 scope.run.name,

@@ -10,8 +10,9 @@ from typing import Any, NoReturn, Protocol
 from uuid import UUID, uuid5
 
 from perdure.authoring.steps import Step, direct
-from perdure.errors import NotInWorkflow, RunEnded, StepTimeout
+from perdure.errors import NotInWorkflow, RunEnded, StepTimeout, WrongPlace
 from perdure.model.keys import answer_name, occurrence
+from perdure.store.programs import NewWorkflow, Started
 
 _MESSAGES = UUID("6f0d4a52-5f0e-5b6a-9f50-6f7065726475")
 """The namespace of messages that steps send."""
@@ -34,6 +35,8 @@ class Caller(Protocol):
     @property
     def name(self) -> str: ...
     @property
+    def origin(self) -> str: ...
+    @property
     def over(self) -> bool: ...
 
     deadline: datetime | None
@@ -44,6 +47,10 @@ class Caller(Protocol):
     def post(self, target: UUID, topic: str, payload: str, id: UUID) -> Coroutine[Any, Any, None]: ...
     def publish(self, name: str, payload: str, id: UUID) -> Coroutine[Any, Any, None]: ...
     def subscribe(self, owner: UUID, name: str) -> Coroutine[Any, Any, str | None]: ...
+    def set_attributes(self, attributes: str) -> Coroutine[Any, Any, None]: ...
+    def write_stream_in_step(self, key: str, attempt: int, name: str, payload: str) -> Coroutine[Any, Any, None]: ...
+    def start_elsewhere(self, new: NewWorkflow) -> Coroutine[Any, Any, Started]: ...
+    def result_elsewhere(self, id: UUID) -> Coroutine[Any, Any, tuple[str, str] | None]: ...
 
 
 class StepContext:
@@ -58,6 +65,43 @@ class StepContext:
         self._starts: dict[str, int] = {}
         self.attempt = attempt
         self.is_cancelled = False
+
+    is_workflow = False
+
+    def child_key(self, name: str) -> None:
+        """What is started in a step is no child."""
+
+    def child(self, invocation: Any, key: str | None) -> NoReturn:
+        raise WrongPlace(
+            f"workflow {invocation.name!r} was awaited inside a step; use app.run(...) or app.start(...), or await it "
+            "in the workflow's own code"
+        )
+
+    def start_child(self, new: Any, key: str | None, *, detached: bool) -> NoReturn:
+        raise NotInWorkflow("start_child()")
+
+    def outcome_of(self, id: UUID, key: str | None = None) -> NoReturn:
+        raise NotInWorkflow("outcome_of()")
+
+    def is_home(self, settings: object) -> bool:
+        return True
+
+    def set_attributes(self, attributes: str) -> Coroutine[Any, Any, None]:
+        return self._run.set_attributes(attributes)
+
+    def continue_as_new(self, invocation: Any) -> NoReturn:
+        invocation.close()
+        raise NotInWorkflow("continue_as_new()", "call it in the workflow function, not in a step")
+
+    def write_stream(self, name: str, payload: str) -> Coroutine[Any, Any, None]:
+        return self._run.write_stream_in_step(self._key, self.attempt, name, payload)
+
+    async def start_elsewhere(self, new: NewWorkflow) -> dict[str, Any]:
+        started = await self._run.start_elsewhere(new)
+        return {"id": str(started.id), "started": started.started}
+
+    def result_elsewhere(self, id: UUID) -> Coroutine[Any, Any, tuple[str, str] | None]:
+        return self._run.result_elsewhere(id)
 
     def call(self, step: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Coroutine[Any, Any, Any]:
         """A step within a step is a plain call."""
@@ -131,7 +175,7 @@ class StepContext:
 
     @property
     def idempotency_key(self) -> str:
-        return f"{self._run.id}/{self._key}"
+        return f"{self._run.origin}/{self._key}"
 
     @property
     def replaying(self) -> bool:

@@ -13,7 +13,8 @@ then nothing is left of it but a row, and the next run finds the recorded due ti
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from functools import partial
 from types import TracebackType
@@ -65,6 +66,8 @@ class Waits:
     def __init__(self, alarms: Alarms) -> None:
         self._alarms = alarms
         self._waits: dict[str, _Wait] = {}
+        self._timed: dict[_Wait, None] = {}
+        self._kinds: Counter[str] = Counter()
         self._rung: list[_Wait] = []
         self.frozen = False
         """The run is about to leave memory: nothing wakes its code meanwhile."""
@@ -72,24 +75,34 @@ class Waits:
     def add(self, key: str, kind: str, seconds: float | None, ring: Callable[[], None]) -> None:
         """Wait under that key for so many seconds (None: until it is released), then call `ring`."""
         wait = self._waits[key] = _Wait(kind, ring)
+        self._kinds[kind] += 1
         if seconds is not None:
+            self._timed[wait] = None
             wait.alarm = self._alarms.set(seconds, partial(self._rings, wait))
 
     def remove(self, key: str) -> None:
         """That wait is over, or given up."""
         wait = self._waits.pop(key, None)
-        if wait is not None and wait.alarm is not None:
+        if wait is None:
+            return
+        self._kinds[wait.kind] -= 1
+        if wait.alarm is not None:
             wait.alarm.cancel()
+            del self._timed[wait]
 
     @property
     def is_waiting(self) -> bool:
         """Whether there is something to wait for, and none of it is due."""
         now = self._alarms.time()
-        return bool(self._waits) and all(wait.alarm is None or wait.alarm.due > now for wait in self._waits.values())
+        return bool(self._waits) and all(due > now for due, _ in self._due())
 
     def of(self, kind: str) -> list[str]:
         """The keys of the waits of that kind."""
         return [key for key, wait in self._waits.items() if wait.kind == kind]
+
+    def has(self, kind: str) -> bool:
+        """Whether there is a wait of that kind."""
+        return self._kinds[kind] > 0
 
     def release(self, key: str) -> None:
         """What that wait was for has come."""
@@ -97,11 +110,13 @@ class Waits:
 
     def earliest(self) -> tuple[str, float | None]:
         """What the run waits for first, and until when by the clock of the alarms; None: without a limit."""
-        timed = [(wait.alarm.due, wait.kind) for wait in self._waits.values() if wait.alarm is not None]
-        if timed:
-            due, kind = min(timed)
+        if self._timed:
+            due, kind = min(self._due())
             return kind, due
         return next((wait.kind for wait in self._waits.values()), "timer"), None
+
+    def _due(self) -> Iterator[tuple[float, str]]:
+        return ((wait.alarm.due, wait.kind) for wait in self._timed if wait.alarm is not None)
 
     def thaw(self) -> None:
         """The run stays: what rang meanwhile rings now."""
@@ -127,11 +142,13 @@ async def wait(run: Waiter, key: str, kind: str, seconds: float | None) -> float
     """Wait in memory, in a way in which the run may suspend; returns when it was due, by the clock of the alarms."""
     loop = run.host.loop
     future: asyncio.Future[None] = loop.create_future()
+    task = asyncio.current_task(loop)
     due = run.host.alarms.time() + (seconds or 0.0)
 
     def ring() -> None:
         if not future.done():
             future.set_result(None)
+            run.delivery.rouse(task)
 
     run.waits.add(key, kind, seconds, ring)
     try:

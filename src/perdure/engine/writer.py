@@ -14,6 +14,16 @@ A part may also put off timers: their rows are written over. As often as it is w
 time only moves on, so a flush that comes late can't make one early. It doesn't tell whether a flush was committed: an
 earlier one may have left it there.
 
+A part may start children: their rows, inputs and entries are inserted with the checkpoint that says so, or neither is.
+One that ends a child puts a note for its parent into the outbox, in the same flush: the parent may be anywhere, and its
+entry isn't locked here, because two workers with parents and children of each other would wait for one another. Whoever
+finds the note tells the parent (parents.py).
+
+What one run records in a breath (ten thousand children, say) is written in several flushes, oldest first: each of them
+is a place where it could have stopped anyway.
+
+Entries of streams go along; their places are drawn before, so a flush that is sent again finds its own.
+
 A part may end its run (its result) or let it leave memory (its suspension), behind all outcomes that it carries. A
 suspension names how often the run has seen itself woken; where the entry says more, somebody has something for it, and
 the run stays (`awoken`). Both sides lock the entry, so one of them comes first: the sender finds the entry, and the
@@ -48,17 +58,21 @@ from uuid import UUID
 import psycopg
 
 from perdure import telemetry
+from perdure.engine.streams import Entry, PartOfStream
 from perdure.errors import ConfigurationError
 from perdure.model.keys import RESULT
 from perdure.model.records import Checkpoint, Suspension
 from perdure.store.arrays import Array, BigInts, Floats, Ints, Texts, Times, Uuids, columns
 from perdure.store.database import Database, Interrupted, backoff
+from perdure.store.programs import NewWorkflow
 from perdure.store.statements import SHARD
 
 _MAX_ROWS = 3000
+_ROWS_PER_CHILD = 4
 _MAX_BYTES = 8 * 1024 * 1024
 _WITNESSES = 100
 _NOBODY: frozenset[UUID] = frozenset()
+_CHILDREN = (Uuids, Texts, Texts, Ints, Texts, Texts, Texts, Texts, Uuids, Ints, Floats, Times, Floats, Times)
 _COLUMNS = (Uuids, BigInts, Texts, Texts, Ints, Texts, Texts, BigInts, Ints, Floats, Floats)
 
 
@@ -71,9 +85,17 @@ class Writing(Protocol):
     epoch: int
     recoveries: int
     started_at: datetime
+    deadline: datetime | None
+    parent_id: UUID | None
 
     def written(self, checkpoints: int) -> None:
         """So many of its outcomes, the oldest ones, are durable."""
+
+    def streamed(self, entries: int) -> None:
+        """So many entries of its streams are durable."""
+
+    def born(self, queues: set[str]) -> None:
+        """Children of it are pending in these queues."""
 
     def ended(self, status: str, payload: str) -> None:
         """Its result is durable."""
@@ -94,15 +116,38 @@ class Writing(Protocol):
 class Part:
     """What one run puts into a flush."""
 
-    __slots__ = ("checkpoints", "put_off", "result", "run", "size", "suspension")
+    __slots__ = ("checkpoints", "children", "entries", "parts", "put_off", "result", "run", "size", "suspension")
 
     def __init__(self, run: Writing) -> None:
         self.run = run
         self.checkpoints: list[Checkpoint] = []
+        self.children: list[tuple[int, NewWorkflow]] = []
+        """What it starts, and how many checkpoints there were with the one that says so."""
+        self.entries: list[Entry] = []
+        self.parts: list[PartOfStream] = []
         self.put_off: dict[str, tuple[int, float]] = {}
         self.result: tuple[str, str] | None = None
         self.suspension: Suspension | None = None
         self.size = 0
+
+    @property
+    def rows(self) -> int:
+        """About how many rows it writes."""
+        children = _ROWS_PER_CHILD * len(self.children)
+        return len(self.checkpoints) + len(self.put_off) + len(self.entries) + children + 1
+
+    def head(self) -> Part:
+        """Its oldest checkpoints, taken from it: as many as one flush should carry."""
+        count = _MAX_ROWS // (_ROWS_PER_CHILD + 1 if self.children else 1)
+        head = Part(self.run)
+        head.checkpoints, self.checkpoints = self.checkpoints[:count], self.checkpoints[count:]
+        head.children = [each for each in self.children if each[0] <= count]
+        head.entries, self.entries = self.entries, []  # what a step has written comes before its outcome, or with it
+        head.parts, self.parts = self.parts, []
+        head.size = sum(len(each.payload or "") for each in head.checkpoints)
+        self.size -= head.size
+        self.children = [(number - count, child) for number, child in self.children if number > count]
+        return head
 
 
 class Writer:
@@ -119,11 +164,22 @@ class Writer:
 
     # --- what runs ask for -----------------------------------------------------------------------------------------
 
-    def record(self, run: Writing, checkpoint: Checkpoint) -> None:
-        """An outcome of a run that goes on."""
+    def record(self, run: Writing, checkpoint: Checkpoint, child: NewWorkflow | None = None) -> None:
+        """An outcome of a run that goes on; or that it starts a child."""
         part = self._part(run)
         part.checkpoints.append(checkpoint)
         part.size += len(checkpoint.payload or "")
+        if child is not None:
+            part.children.append((len(part.checkpoints), child))
+            part.size += len(child.input)
+
+    def stream(self, run: Writing, entry: Entry, part: PartOfStream | None) -> None:
+        """A value in a stream; and the part that begins with it."""
+        gathered = self._part(run)
+        gathered.entries.append(entry)
+        gathered.size += len(entry.payload)
+        if part is not None:
+            gathered.parts.append(part)
 
     def put_off(self, run: Writing, key: str, seconds: float, position: int) -> None:
         """A timer of a run that is set again and again: the latest is the one that counts."""
@@ -186,12 +242,15 @@ class Writer:
         taken: list[Part] = []
         rows = size = 0
         for part in self._parts.values():
+            if not taken and part.rows > _MAX_ROWS and len(part.checkpoints) > 1:
+                self._parts[part.run] = self._parts.pop(part.run)  # the others' turn comes before the rest of it
+                return [part.head()]
             if taken and (
                 rows >= _MAX_ROWS or size + part.size > _MAX_BYTES or part.run.worker_id != taken[0].run.worker_id
             ):
                 break
             taken.append(part)
-            rows += len(part.checkpoints) + len(part.put_off) + 1
+            rows += part.rows
             size += part.size
         for part in taken:
             del self._parts[part.run]
@@ -255,6 +314,10 @@ class Writer:
         for part in parts:
             if part.checkpoints:
                 part.run.written(len(part.checkpoints))
+            if part.entries:
+                part.run.streamed(len(part.entries))
+            if part.children:
+                part.run.born({child.queue for _, child in part.children})
             if part.result is not None:
                 part.run.ended(*part.result)
             elif part.suspension is not None and part.run.id in awake:
@@ -280,7 +343,11 @@ class Writer:
         ended = [(part.run, *part.result) for part in parts if part.result is not None]
         suspended = [(part.run, part.suspension) for part in parts if part.suspension is not None]
         put_off = [(part.run.id, part.run.epoch, key, *timer) for part in parts for key, timer in part.put_off.items()]
-        if not ended and not suspended and not put_off:
+        children = [(child, part.run) for part in parts for _, child in part.children]
+        parents = {run.parent_id for run, _, _ in ended if run.parent_id is not None}
+        entries = [(part.run.id, *entry) for part in parts for entry in part.entries]
+        is_more = bool(suspended or put_off or children or parents or entries)
+        if not ended and not is_more:
             (answer,) = await self._database.attempt("record", *recorded)
             return _NOBODY if answer.held else None
         results: list[Array | int] = [
@@ -292,13 +359,13 @@ class Writer:
             Ints([run.recoveries for run, _, _ in ended]),
             Times([run.started_at for run, _, _ in ended]),
         ]
-        if not suspended and not put_off:
+        if not is_more:
             (answer,) = await self._database.attempt("complete", *recorded, *results)
             return _NOBODY if answer.held else None
         now = self._time()
         asides = [(run.id, key) for run, suspension in suspended for key in suspension.aside]
         (answer,) = await self._database.attempt(
-            "suspend",
+            "settle",
             *recorded,
             *results,
             Uuids([run.id for run, _ in suspended]),
@@ -309,6 +376,14 @@ class Writer:
             *columns(asides, (Uuids, Texts)),
             *columns(put_off, (Uuids, BigInts, Texts, Ints, Floats)),
             Ints([int(suspension.hears) for _, suspension in suspended]),
+            Ints([int(suspension.awaits_child) for _, suspension in suspended]),
+            *columns([_row(child, run) for child, run in children], _CHILDREN),
+            Uuids(parents),
+            *columns(entries, (Uuids, Texts, BigInts, Ints, Texts)),
+            *columns(
+                [(part.run.id, part.run.epoch, *begun) for part in parts for begun in part.parts],
+                (Uuids, BigInts, Texts, Ints, Texts, Ints, BigInts),
+            ),
         )
         return frozenset(answer.awake) if answer.held else None
 
@@ -353,3 +428,12 @@ class Writer:
             else:
                 part.run.lost("another worker or an operator has taken it")
         return rest
+
+
+def _row(new: NewWorkflow, parent: Writing) -> tuple[Any, ...]:
+    """The columns of a child."""
+    deadline = None if new.detached else parent.deadline
+    return (
+        new.id, new.name, new.queue, new.priority, new.partition, new.attributes, new.input, new.version, parent.id,
+        int(new.detached), new.delay, new.start_at, new.timeout, deadline,
+    )  # fmt: skip

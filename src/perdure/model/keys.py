@@ -98,3 +98,13 @@ def timer_key(key: str) -> str:
 def waited_key(key: str) -> str:
     """The key of the wait whose beginning this is."""
     return key.removesuffix("#t")
+
+
+def child_key(key: str) -> str:
+    """Where it is recorded which child was started, or is waited for; `key` is for how it ended."""
+    return f"{key}#c"
+
+
+def parent_key(key: str) -> str:
+    """The key for how the child ended that this is the start of."""
+    return key.removesuffix("#c")

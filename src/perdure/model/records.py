@@ -55,7 +55,7 @@ class Suspension(NamedTuple):
     """How a run leaves memory: what it waits for, and until when (by the loop's clock; None: until it is woken).
 
     `seen`: how often it had been woken when it last looked. `aside`: keys of checkpoints that its next run asks anew.
-    `hears`: whether a message wakes it.
+    `hears`: whether a message wakes it. `awaits_child`: whether the end of a child does.
     """
 
     waiting_for: str
@@ -63,6 +63,7 @@ class Suspension(NamedTuple):
     seen: int
     aside: tuple[str, ...] = ()
     hears: bool = False
+    awaits_child: bool = False
 
 
 class Message(NamedTuple):
@@ -91,6 +92,7 @@ class Claim:
     stalls: int = 0
     wakes: int = 0
     deadline: datetime | None = None
+    parent_id: UUID | None = None
     history: tuple[Recorded, ...] = ()
     messages: tuple[Message, ...] = ()
 

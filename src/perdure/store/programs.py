@@ -39,6 +39,8 @@ class NewWorkflow:
     delay: float | None = None
     start_at: datetime | None = None
     timeout: float | None = None
+    parent_id: UUID | None = None
+    detached: bool = False
 
     @property
     def is_plain(self) -> bool:
@@ -71,8 +73,8 @@ def start_keyed(news: Sequence[NewWorkflow], *, lock_timeout: str | None) -> Pro
     while waiting:
         again: list[NewWorkflow] = []
         for batch in _without_twins(waiting):
-            timeouts = Floats([new.timeout for new in batch])
-            rows = yield "start_keyed", (*_start_params(batch), *_later_params(batch), lock_timeout, timeouts)
+            limits = (lock_timeout, *_kin_params(batch))
+            rows = yield "start_keyed", (*_start_params(batch), *_later_params(batch), *limits)
             inserted = {row.id for row in rows}
             outcomes |= {new.id: Started(id=new.id, started=True) for new in batch if new.id in inserted}
             taken = [new for new in batch if new.id not in inserted]
@@ -148,4 +150,12 @@ def _later_params(news: Sequence[NewWorkflow]) -> tuple[Array, ...]:
         Texts([new.key for new in news]),
         Floats([new.delay for new in news]),
         Times([new.start_at for new in news]),
+    )
+
+
+def _kin_params(news: Sequence[NewWorkflow]) -> tuple[Array, ...]:
+    return (
+        Floats([new.timeout for new in news]),
+        Uuids([new.parent_id for new in news]),
+        Ints([int(new.detached) for new in news]),
     )

@@ -86,15 +86,24 @@ WITH going AS MATERIALIZED (
 )
 SELECT yes AS held FROM all_held;
 
--- :name suspend
--- running -> waiting | success | error | cancelled. The writer, once a flush: as complete, with runs that leave memory,
--- or put off a timer.
+-- :name settle
+-- running -> waiting | success | error | cancelled; nothing -> pending | waiting. The writer, once a flush: as complete,
+-- with runs that leave memory, put off a timer, start children, end as children, or write to streams.
 -- $1 .. $23 as in complete · $24 ids uuid[] of the runs that suspend · $25 sum of their epochs int8
 -- $26 wakes int8[] that each has seen · $27 what each waits for text[] · $28 delays float8[] in seconds (null: none)
 -- $29 ids uuid[], $30 keys text[] of checkpoints that are set aside: the next run asks for them anew
 -- $31 ids uuid[] · $32 epochs int8[] · $33 keys text[] · $34 positions int4[] · $35 delays float8[] in seconds of timers
 -- that are set, or set again: their time only moves on, whichever of two flushes comes last
--- $36 of each that suspends, 1 if a message wakes it, int4[]
+-- $36 of each that suspends, 1 if a message wakes it, and $37 1 if the end of a child does, int4[]
+-- Children: $38 ids uuid[] · $39 names text[] · $40 queues text[] · $41 priorities int4[] · $42 partitions text[]
+-- $43 attributes text[] · $44 inputs text[] · $45 versions text[] · $46 parents uuid[] · $47 1 if detached int4[]
+-- $48 delays float8[] in seconds (null: none) · $49 starts_at timestamptz[] (null: none)
+-- $50 timeouts float8[] in seconds from when they may start (null: none) · $51 the deadlines of their parents
+-- timestamptz[] (null: none, or detached)
+-- $52 parents uuid[] of runs that end: to be told
+-- Entries of streams: $53 ids uuid[] · $54 names text[] · $55 numbers int8[] · $56 parts int4[] · $57 payloads text[]
+-- and the parts that begin with them: $58 ids uuid[] · $59 epochs int8[] · $60 names text[] · $61 parts int4[]
+-- $62 keys text[] · $63 attempts int4[] · $64 the numbers of their first entries int8[]
 -- Locks what goes on FOR SHARE, what ends or suspends FOR UPDATE. held = false: as in record.
 -- awake: those that don't suspend, because somebody has something for them that they haven't seen. Whether they have is
 -- read from the locked entries; the rest of the entry doesn't change while it is held, so it may come from the snapshot.
@@ -174,14 +183,16 @@ WITH going AS MATERIALIZED (
 ), waiting AS (
     INSERT INTO perdure.waits
         (shard, workflow_id, waiting_for, wake_at, queue, name, priority, partition, enqueued_at, started_at, epoch,
-         recoveries, wakes, hears, deadline, version, created_at)
+         recoveries, wakes, hears, awaits_child, deadline, version, parent_id, created_at)
     SELECT $1::int4, item.id, item.waiting_for, perdure.now() + pg_catalog.make_interval(secs => item.delay),
            entry.queue, entry.name, entry.priority, entry.partition, entry.enqueued_at, entry.started_at, entry.epoch,
-           entry.recoveries, item.wakes, item.hears = 1, entry.deadline, entry.version, perdure.now()
-    FROM unnest($24::uuid[], $26::int8[], $27::text[], $28::float8[], $36::int4[])
-             AS item (id, wakes, waiting_for, delay, hears),
+           entry.recoveries, item.wakes, item.hears = 1, item.awaits_child = 1, entry.deadline, entry.version,
+           entry.parent_id, perdure.now()
+    FROM unnest($24::uuid[], $26::int8[], $27::text[], $28::float8[], $36::int4[], $37::int4[])
+             AS item (id, wakes, waiting_for, delay, hears, awaits_child),
          LATERAL (
-             SELECT queue, name, priority, partition, enqueued_at, started_at, epoch, recoveries, deadline, version
+             SELECT queue, name, priority, partition, enqueued_at, started_at, epoch, recoveries, deadline, version,
+                    parent_id
              FROM perdure.queue_entries
              WHERE shard = $1::int4 AND workflow_id = item.id
              OFFSET 0) AS entry
@@ -192,6 +203,66 @@ WITH going AS MATERIALIZED (
       AND workflow_id = ANY ($17::uuid[] || ARRAY(SELECT workflow_id FROM asleep))
       AND worker_id IS NOT DISTINCT FROM $2::uuid
       AND (SELECT yes FROM all_held)
+), born AS MATERIALIZED (
+    SELECT item.*, item.wake_at + pg_catalog.make_interval(secs => item.timeout) AS ends_at
+    FROM (SELECT each.*,
+                 COALESCE(each.start_at,
+                          perdure.now() + pg_catalog.make_interval(secs => COALESCE(each.delay, 0))) AS wake_at
+          FROM unnest($38::uuid[], $39::text[], $40::text[], $41::int4[], $42::text[], $43::text[], $44::text[],
+                      $45::text[], $46::uuid[], $47::int4[], $48::float8[], $49::timestamptz[], $50::float8[],
+                      $51::timestamptz[])
+              AS each (id, name, queue, priority, partition, attributes, input, version, parent_id, detached, delay,
+                       start_at, timeout, deadline)) AS item
+    WHERE (SELECT yes FROM all_held)
+), opened AS (
+    INSERT INTO perdure.workflow_rows
+        (shard, id, name, queue, priority, partition, attributes, version, parent_id, detached, deadline, created_at)
+    SELECT $1::int4, born.id, born.name, born.queue, born.priority, born.partition, born.attributes::json,
+           born.version, born.parent_id, born.detached = 1, LEAST(born.ends_at, born.deadline), perdure.now()
+    FROM born
+), given AS (
+    INSERT INTO perdure.checkpoints (shard, workflow_id, key, kind, position, status, payload, created_at)
+    SELECT $1::int4, born.id, '$input', 'input', 0, 'success', born.input::json, perdure.now()
+    FROM born
+), timed_out AS (
+    INSERT INTO perdure.deadlines (shard, workflow_id, due_at)
+    SELECT $1::int4, born.id, born.ends_at
+    FROM born
+    WHERE born.ends_at IS NOT NULL
+), delayed AS (
+    INSERT INTO perdure.waits
+        (shard, workflow_id, waiting_for, wake_at, queue, name, priority, partition, enqueued_at, deadline, version,
+         parent_id, created_at)
+    SELECT $1::int4, born.id, 'start', born.wake_at, born.queue, born.name, born.priority, born.partition,
+           born.wake_at, LEAST(born.ends_at, born.deadline), born.version, born.parent_id, perdure.now()
+    FROM born
+    WHERE born.wake_at > perdure.now()
+), entered AS (
+    INSERT INTO perdure.queue_entries
+        (shard, workflow_id, queue, name, priority, partition, enqueued_at, deadline, version, parent_id)
+    SELECT $1::int4, born.id, born.queue, born.name, born.priority, born.partition, perdure.now(),
+           LEAST(born.ends_at, born.deadline), born.version, born.parent_id
+    FROM born
+    WHERE born.wake_at <= perdure.now()
+), told AS (
+    INSERT INTO perdure.outbox (shard, id, target_id, created_at)
+    SELECT $1::int4, pg_catalog.gen_random_uuid(), item.parent_id, perdure.now()
+    FROM unnest($52::uuid[]) AS item (parent_id)
+    WHERE (SELECT yes FROM all_held)
+), streamed AS (
+    INSERT INTO perdure.stream_rows (shard, workflow_id, name, number, part, payload, created_at)
+    SELECT $1::int4, item.id, item.name, item.number, item.part, item.payload::json, perdure.now()
+    FROM unnest($53::uuid[], $54::text[], $55::int8[], $56::int4[], $57::text[])
+        AS item (id, name, number, part, payload)
+    WHERE (SELECT yes FROM all_held)
+    ON CONFLICT DO NOTHING
+), begun AS (
+    INSERT INTO perdure.stream_parts (shard, workflow_id, name, part, key, epoch, attempt, first)
+    SELECT $1::int4, item.id, item.name, item.part, item.key, item.epoch, item.attempt, item.first
+    FROM unnest($58::uuid[], $59::int8[], $60::text[], $61::int4[], $62::text[], $63::int4[], $64::int8[])
+        AS item (id, epoch, name, part, key, attempt, first)
+    WHERE (SELECT yes FROM all_held)
+    ON CONFLICT DO NOTHING
 )
 SELECT yes AS held,
        ARRAY(SELECT workflow_id FROM suspending

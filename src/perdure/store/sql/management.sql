@@ -10,7 +10,7 @@
 -- $6 status text and $7 payload text of the result of what never ran
 -- Locks the entries in id order, then the waits rows. An id that doesn't come back: see above.
 WITH entry AS MATERIALIZED (
-    SELECT workflow_id, epoch, started_at, recoveries, queue
+    SELECT workflow_id, epoch, started_at, recoveries, queue, parent_id
     FROM perdure.queue_entries
     WHERE shard = $1::int4 AND workflow_id = ANY ($2::uuid[])
     ORDER BY workflow_id
@@ -20,11 +20,11 @@ WITH entry AS MATERIALIZED (
     WHERE shard = $1::int4 AND workflow_id = ANY ($2::uuid[])
       AND (workflow_id IN (SELECT entry.workflow_id FROM entry)) IS NOT TRUE
     RETURNING workflow_id, queue, name, priority, partition, enqueued_at, started_at, epoch, recoveries, stalls,
-              wakes, deadline, version
+              wakes, deadline, version, parent_id
 ), known AS MATERIALIZED (
-    SELECT workflow_id, epoch, started_at, recoveries, queue FROM entry
+    SELECT workflow_id, epoch, started_at, recoveries, queue, parent_id FROM entry
     UNION ALL
-    SELECT workflow_id, epoch, started_at, recoveries, queue FROM woken
+    SELECT workflow_id, epoch, started_at, recoveries, queue, parent_id FROM woken
 ), asked AS (
     INSERT INTO perdure.checkpoints (shard, workflow_id, key, kind, position, status, payload, created_at, epoch)
     SELECT $1::int4, known.workflow_id, $3::text, 'request', 0, 'success', $4::json, perdure.now(), known.epoch
@@ -46,9 +46,10 @@ WITH entry AS MATERIALIZED (
 ), back AS (
     INSERT INTO perdure.queue_entries
         (shard, workflow_id, queue, name, priority, partition, enqueued_at, started_at, epoch, recoveries, stalls,
-         wakes, deadline, version)
+         wakes, deadline, version, parent_id)
     SELECT $1::int4, woken.workflow_id, woken.queue, woken.name, woken.priority, woken.partition, woken.enqueued_at,
-           woken.started_at, woken.epoch, woken.recoveries, woken.stalls, woken.wakes, woken.deadline, woken.version
+           woken.started_at, woken.epoch, woken.recoveries, woken.stalls, woken.wakes, woken.deadline, woken.version,
+           woken.parent_id
     FROM woken
     WHERE woken.epoch > 0
 ), dropped AS (
@@ -61,6 +62,11 @@ WITH entry AS MATERIALIZED (
            known.started_at, perdure.now(), known.epoch
     FROM known
     WHERE known.epoch = 0
+), told AS (
+    INSERT INTO perdure.outbox (shard, id, target_id, created_at)
+    SELECT $1::int4, pg_catalog.gen_random_uuid(), known.parent_id, perdure.now()
+    FROM known
+    WHERE known.epoch = 0 AND known.parent_id IS NOT NULL
 )
 SELECT workflow_id, queue, epoch = 0 AS ended FROM known;
 
@@ -68,7 +74,7 @@ SELECT workflow_id, queue, epoch = 0 AS ended FROM known;
 -- pending | running | waiting -> cancelled, at once: no code of it runs any more, and its worker can record nothing.
 -- $1 shard int4 · $2 ids uuid[] · $3 payload text of the result
 WITH entry AS MATERIALIZED (
-    SELECT workflow_id, epoch, started_at, recoveries, queue
+    SELECT workflow_id, epoch, started_at, recoveries, queue, parent_id
     FROM perdure.queue_entries
     WHERE shard = $1::int4 AND workflow_id = ANY ($2::uuid[])
     ORDER BY workflow_id
@@ -77,11 +83,11 @@ WITH entry AS MATERIALIZED (
     DELETE FROM perdure.waits
     WHERE shard = $1::int4 AND workflow_id = ANY ($2::uuid[])
       AND (workflow_id IN (SELECT entry.workflow_id FROM entry)) IS NOT TRUE
-    RETURNING workflow_id, epoch, started_at, recoveries, queue
+    RETURNING workflow_id, epoch, started_at, recoveries, queue, parent_id
 ), known AS MATERIALIZED (
-    SELECT workflow_id, epoch, started_at, recoveries, queue FROM entry
+    SELECT workflow_id, epoch, started_at, recoveries, queue, parent_id FROM entry
     UNION ALL
-    SELECT workflow_id, epoch, started_at, recoveries, queue FROM wait
+    SELECT workflow_id, epoch, started_at, recoveries, queue, parent_id FROM wait
 ), dropped AS (
     DELETE FROM perdure.queue_entries
     WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT entry.workflow_id FROM entry))
@@ -91,8 +97,147 @@ WITH entry AS MATERIALIZED (
     SELECT $1::int4, known.workflow_id, '$result', 'result', 2147483647, 'cancelled', $3::json, known.recoveries,
            known.started_at, perdure.now(), known.epoch
     FROM known
+), told AS (
+    INSERT INTO perdure.outbox (shard, id, target_id, created_at)
+    SELECT $1::int4, pg_catalog.gen_random_uuid(), known.parent_id, perdure.now()
+    FROM known
+    WHERE known.parent_id IS NOT NULL
 )
 SELECT workflow_id, queue, true AS ended FROM known;
+
+-- :name descendants
+-- Unfinished children of these workflows, and theirs, that aren't detached. $1 shard int4 · $2 ids uuid[]
+-- Walks workflow_rows_parent, one probe a workflow.
+WITH RECURSIVE walk AS (
+    SELECT item.id, false AS below FROM unnest($2::uuid[]) AS item (id)
+    UNION
+    SELECT child.id, true
+    FROM walk,
+         LATERAL (
+             SELECT row.id
+             FROM perdure.workflow_rows AS row
+             WHERE row.shard = $1::int4 AND row.parent_id = walk.id AND NOT row.detached
+             OFFSET 0) AS child
+)
+SELECT walk.id
+FROM walk
+WHERE walk.below
+  AND (SELECT true FROM perdure.checkpoints AS result
+       WHERE result.shard = $1::int4 AND result.workflow_id = walk.id AND result.key = '$result') IS NOT TRUE;
+
+-- :name ancestors
+-- The parent of a workflow, its parent, and so on. $1 shard int4 · $2 id uuid
+WITH RECURSIVE walk AS (
+    SELECT $2::uuid AS id
+    UNION
+    SELECT (SELECT row.parent_id FROM perdure.workflow_rows AS row WHERE row.shard = $1::int4 AND row.id = walk.id)
+    FROM walk
+    WHERE walk.id IS NOT NULL
+)
+SELECT id FROM walk WHERE id IS NOT NULL AND id <> $2::uuid;
+
+-- :name child_results
+-- How these workflows ended. status null: they haven't. No row: there is no such workflow.
+-- $1 shard int4 · $2 ids uuid[]
+SELECT item.id, result.status, result.payload
+FROM unnest($2::uuid[]) AS item (id)
+     LEFT JOIN LATERAL (
+         SELECT status, payload::text AS payload
+         FROM perdure.checkpoints
+         WHERE shard = $1::int4 AND workflow_id = item.id AND key = '$result'
+         OFFSET 0) AS result ON true
+WHERE (SELECT true FROM perdure.workflow_rows AS row WHERE row.shard = $1::int4 AND row.id = item.id);
+
+-- :name failed_children
+-- The children because of which workflows failed, and those that were cancelled with them: as far as they are over.
+-- $1 shard int4 · $2 ids uuid[] · $3 why children are cancelled with their parents, text
+WITH over AS MATERIALIZED (
+    SELECT workflow_id, payload
+    FROM perdure.checkpoints
+    WHERE shard = $1::int4 AND workflow_id = ANY ($2::uuid[]) AND key = '$result' AND status IN ('error', 'cancelled')
+), child AS MATERIALIZED (
+    SELECT begun.id
+    FROM over,
+         LATERAL pg_catalog.json_array_elements_text(
+             CASE pg_catalog.json_typeof(over.payload -> 'steps') WHEN 'array' THEN over.payload -> 'steps'
+             ELSE '[]'::json END) AS step (key),
+         LATERAL (
+             SELECT (payload #>> '{}')::uuid AS id
+             FROM perdure.checkpoints
+             WHERE shard = $1::int4 AND workflow_id = over.workflow_id AND checkpoints.key = step.key || '#c'
+             OFFSET 0) AS begun
+    UNION
+    SELECT row.id
+    FROM over,
+         LATERAL (
+             SELECT row.id
+             FROM perdure.workflow_rows AS row
+             WHERE row.shard = $1::int4 AND row.parent_id = over.workflow_id
+             OFFSET 0) AS row
+    WHERE (SELECT payload -> 'args' ->> 0 FROM perdure.checkpoints
+           WHERE shard = $1::int4 AND workflow_id = row.id AND key = '$result' AND status = 'cancelled') = $3::text
+)
+SELECT child.id
+FROM child
+WHERE (SELECT true FROM perdure.checkpoints
+       WHERE shard = $1::int4 AND workflow_id = child.id AND key = '$result' AND status IN ('error', 'cancelled'));
+
+-- :name wake_parents
+-- running -> running, waiting -> pending: parents of which a child has ended look for it. Any worker, for whatever is in
+-- the outbox. $1 shard int4 · $2 limit int4
+-- Locks what it takes (SKIP LOCKED), then the parents' entries in id order, then their waits rows. What is found in
+-- neither is taken when it has ended, or waits for nobody (it will look when it runs); else it moves in this moment, and
+-- the next look finds it. left: how many those are. In an order, so that the index is read no further than the limit.
+WITH picked AS MATERIALIZED (
+    SELECT id, target_id
+    FROM perdure.outbox
+    WHERE shard = $1::int4
+    ORDER BY id
+    LIMIT $2::int4
+    FOR UPDATE SKIP LOCKED
+), entry AS MATERIALIZED (
+    SELECT workflow_id
+    FROM perdure.queue_entries
+    WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT picked.target_id FROM picked))
+    ORDER BY workflow_id
+    FOR UPDATE
+), woken AS (
+    DELETE FROM perdure.waits
+    WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT picked.target_id FROM picked)) AND awaits_child
+      AND (workflow_id IN (SELECT entry.workflow_id FROM entry)) IS NOT TRUE
+    RETURNING workflow_id, queue, name, priority, partition, enqueued_at, started_at, epoch, recoveries, stalls,
+              wakes, deadline, version, parent_id
+), bumped AS (
+    UPDATE perdure.queue_entries
+    SET wakes = wakes + 1
+    WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT entry.workflow_id FROM entry))
+), back AS (
+    INSERT INTO perdure.queue_entries
+        (shard, workflow_id, queue, name, priority, partition, enqueued_at, started_at, epoch, recoveries, stalls,
+         wakes, deadline, version, parent_id)
+    SELECT $1::int4, woken.workflow_id, woken.queue, woken.name, woken.priority, woken.partition, woken.enqueued_at,
+           woken.started_at, woken.epoch, woken.recoveries, woken.stalls, woken.wakes, woken.deadline, woken.version,
+           woken.parent_id
+    FROM woken
+), settled AS MATERIALIZED (
+    SELECT picked.id
+    FROM picked
+    WHERE (picked.target_id IN (SELECT entry.workflow_id FROM entry)) IS TRUE
+       OR (picked.target_id IN (SELECT woken.workflow_id FROM woken)) IS TRUE
+       OR (SELECT NOT awaits_child FROM perdure.waits
+           WHERE shard = $1::int4 AND workflow_id = picked.target_id) IS TRUE
+       OR (SELECT true FROM perdure.checkpoints
+           WHERE shard = $1::int4 AND workflow_id = picked.target_id AND key = '$result') IS TRUE
+       OR (SELECT true FROM perdure.workflow_rows AS row
+           WHERE row.shard = $1::int4 AND row.id = picked.target_id) IS NOT TRUE
+), taken AS (
+    DELETE FROM perdure.outbox
+    WHERE shard = $1::int4 AND id = ANY (ARRAY(SELECT settled.id FROM settled))
+)
+SELECT ARRAY(SELECT entry.workflow_id FROM entry) AS running,
+       ARRAY(SELECT woken.queue FROM woken) AS queues,
+       (SELECT pg_catalog.count(*) FROM picked) AS found,
+       (SELECT pg_catalog.count(*) FROM picked) - (SELECT pg_catalog.count(*) FROM settled) AS left;
 
 -- :name resume_ended
 -- error | cancelled -> pending: the result, the cancel, and the failures that the result came from are set aside; all
@@ -120,7 +265,7 @@ WITH ended AS (
     SET key = '$history/' || $3::text || '/' || key, kind = 'history'
     WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT ended.workflow_id FROM ended))
       AND (kind IN ('request', 'cancel')
-           OR kind = 'step' AND status = 'error'
+           OR kind IN ('step', 'child') AND status <> 'success'
               AND ((workflow_id, key) IN (SELECT failed.workflow_id, failed.key FROM failed)) IS TRUE
            OR kind IN ('attempt', 'park', 'intent')
               AND (key LIKE '$result#%'
@@ -131,7 +276,8 @@ WITH ended AS (
     WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT ended.workflow_id FROM ended))
 ), entered AS (
     INSERT INTO perdure.queue_entries
-        (shard, workflow_id, queue, name, priority, partition, enqueued_at, started_at, epoch, recoveries, wakes, version)
+        (shard, workflow_id, queue, name, priority, partition, enqueued_at, started_at, epoch, recoveries, wakes, version,
+         parent_id)
     SELECT $1::int4, ended.workflow_id, row.queue, row.name, row.priority, row.partition, perdure.now(),
            ended.started_at, ended.epoch, COALESCE(ended.recoveries, 0),
            GREATEST(0,
@@ -140,10 +286,10 @@ WITH ended AS (
                     (SELECT pg_catalog.max(args_hash) FROM perdure.checkpoints AS received
                      WHERE received.shard = $1::int4 AND received.workflow_id = ended.workflow_id
                        AND received.kind = 'message')) >> 16,
-           row.version
+           row.version, row.parent_id
     FROM ended,
          LATERAL (
-             SELECT queue, name, priority, partition, version
+             SELECT queue, name, priority, partition, version, parent_id
              FROM perdure.workflow_rows
              WHERE shard = $1::int4 AND id = ended.workflow_id
              OFFSET 0) AS row
@@ -169,7 +315,7 @@ WITH parked AS MATERIALIZED (
     WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT parked.workflow_id FROM parked))
       AND (workflow_id IN (SELECT entry.workflow_id FROM entry)) IS NOT TRUE
     RETURNING workflow_id, queue, name, priority, partition, enqueued_at, started_at, epoch, recoveries, stalls,
-              wakes, deadline, version
+              wakes, deadline, version, parent_id
 ), known AS MATERIALIZED (
     SELECT workflow_id, queue FROM entry
     UNION ALL
@@ -188,9 +334,10 @@ WITH parked AS MATERIALIZED (
 ), back AS (
     INSERT INTO perdure.queue_entries
         (shard, workflow_id, queue, name, priority, partition, enqueued_at, started_at, epoch, recoveries, stalls,
-         wakes, deadline, version)
+         wakes, deadline, version, parent_id)
     SELECT $1::int4, woken.workflow_id, woken.queue, woken.name, woken.priority, woken.partition, woken.enqueued_at,
-           woken.started_at, woken.epoch, woken.recoveries, woken.stalls, woken.wakes, woken.deadline, woken.version
+           woken.started_at, woken.epoch, woken.recoveries, woken.stalls, woken.wakes, woken.deadline, woken.version,
+           woken.parent_id
     FROM woken
 )
 SELECT workflow_id, queue FROM known;
@@ -228,7 +375,7 @@ WITH entry AS MATERIALIZED (
     WHERE shard = $1::int4 AND workflow_id = ANY ($2::uuid[]) AND hears
       AND (workflow_id IN (SELECT entry.workflow_id FROM entry)) IS NOT TRUE
     RETURNING workflow_id, queue, name, priority, partition, enqueued_at, started_at, epoch, recoveries, stalls,
-              wakes, deadline, version
+              wakes, deadline, version, parent_id
 ), told AS (
     UPDATE perdure.waits
     SET wakes = wakes + 1
@@ -248,10 +395,10 @@ WITH entry AS MATERIALIZED (
 ), back AS (
     INSERT INTO perdure.queue_entries
         (shard, workflow_id, queue, name, priority, partition, enqueued_at, started_at, epoch, recoveries, stalls,
-         wakes, deadline, version)
+         wakes, deadline, version, parent_id)
     SELECT $1::int4, woken.workflow_id, woken.queue, woken.name, woken.priority, woken.partition, woken.enqueued_at,
            woken.started_at, woken.epoch, woken.recoveries, woken.stalls, woken.wakes + 1, woken.deadline,
-           woken.version
+           woken.version, woken.parent_id
     FROM woken
 ), put AS (
     INSERT INTO perdure.message_rows (shard, workflow_id, place, id, topic, payload, sender_id, asks, created_at)
@@ -309,6 +456,101 @@ SELECT waiter_id FROM perdure.event_waits WHERE shard = $1::int4 AND workflow_id
 -- They have been told. $1 shard int4 · $2 workflow_id uuid · $3 name text · $4 waiters uuid[]
 DELETE FROM perdure.event_waits
 WHERE shard = $1::int4 AND workflow_id = $2::uuid AND name = $3::text AND waiter_id = ANY ($4::uuid[]);
+
+-- :name stream
+-- Entries of a stream, in order. $1 shard int4 · $2 workflow_id uuid · $3 name text · $4 from number int8 · $5 limit int4
+SELECT number, part, payload::text AS payload
+FROM perdure.stream_rows
+WHERE shard = $1::int4 AND workflow_id = $2::uuid AND name = $3::text AND number >= $4::int8
+ORDER BY number
+LIMIT $5::int4;
+
+-- :name stream_parts
+-- Who wrote which parts of a stream. superseded_at: where a later attempt of the same step begins. is_stale: another
+-- attempt's outcome was recorded; is_settled: this one's. In a statement after the entries were read.
+-- $1 shard int4 · $2 workflow_id uuid · $3 name text · $4 from part int4
+SELECT part.part, part.key, part.attempt, part.first,
+       CASE WHEN part.key <> '' THEN
+           pg_catalog.lead(part.first) OVER (PARTITION BY part.key ORDER BY part.part)
+       END AS superseded_at,
+       part.is_void OR COALESCE(outcome.epoch <> part.epoch OR outcome.attempts <> part.attempt, false) AS is_stale,
+       part.key = '' OR COALESCE(outcome.epoch = part.epoch AND outcome.attempts = part.attempt, false) AS is_settled
+FROM perdure.stream_parts AS part
+     LEFT JOIN LATERAL (
+         SELECT epoch, attempts
+         FROM perdure.checkpoints
+         WHERE shard = $1::int4 AND workflow_id = $2::uuid AND checkpoints.key = part.key
+         OFFSET 0) AS outcome ON true
+WHERE part.shard = $1::int4 AND part.workflow_id = $2::uuid AND part.name = $3::text AND part.part >= $4::int4
+ORDER BY part.part;
+
+-- :name stream_end
+-- The numbers of the next entry and the next part of a stream. $1 shard int4 · $2 workflow_id uuid · $3 name text
+SELECT COALESCE((SELECT number FROM perdure.stream_rows
+                 WHERE shard = $1::int4 AND workflow_id = $2::uuid AND name = $3::text
+                 ORDER BY number DESC
+                 LIMIT 1), -1) + 1 AS number,
+       COALESCE((SELECT part FROM perdure.stream_parts
+                 WHERE shard = $1::int4 AND workflow_id = $2::uuid AND name = $3::text
+                 ORDER BY part DESC
+                 LIMIT 1), -1) + 1 AS part;
+
+-- :name set_attributes
+-- Attributes of a workflow are changed from inside; others stay. $1 shard int4 · $2 id uuid · $3 text, a json object
+UPDATE perdure.workflow_rows
+SET attributes = (COALESCE(attributes::jsonb, '{}') || $3::jsonb)::json
+WHERE shard = $1::int4 AND id = $2::uuid;
+
+-- :name begin_anew
+-- running -> pending: a workflow continues as new. Its history goes, but for the input, which is replaced, and what it is
+-- asked for and hasn't been told; so do messages that it has received. What its steps have written to streams is final.
+-- The worker that runs it, behind all that it had recorded. $1 shard int4 · $2 worker_id uuid · $3 id uuid · $4 epoch int8 · $5 input text · $6 version text
+-- $7 whether its code was told to end bool: then what asked for that has been heard, and goes
+-- Locks the entry. No row: this worker doesn't hold it any more.
+WITH held AS MATERIALIZED (
+    SELECT workflow_id
+    FROM perdure.queue_entries
+    WHERE shard = $1::int4 AND workflow_id = $3::uuid AND worker_id IS NOT DISTINCT FROM $2::uuid AND epoch = $4::int8
+    FOR UPDATE
+), received AS (
+    DELETE FROM perdure.message_rows
+    WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT held.workflow_id FROM held))
+      AND (place IN (SELECT taken.args_hash FROM perdure.checkpoints AS taken
+                     WHERE taken.shard = $1::int4 AND taken.workflow_id = $3::uuid AND taken.kind = 'message'
+                       AND taken.status = 'success')) IS TRUE
+), cut AS (
+    DELETE FROM perdure.checkpoints
+    WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT held.workflow_id FROM held))
+      AND key NOT IN ('$input', '$runs') AND (kind <> 'request' OR $7::bool)
+), given AS (
+    UPDATE perdure.checkpoints
+    SET payload = $5::json, created_at = perdure.now()
+    WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT held.workflow_id FROM held)) AND key = '$input'
+), streamed AS (
+    UPDATE perdure.stream_parts AS part
+    SET key = '',
+        is_void = part.is_void
+            OR EXISTS (
+                SELECT 1 FROM perdure.stream_parts AS later
+                WHERE later.shard = $1::int4 AND later.workflow_id = $3::uuid AND later.name = part.name
+                  AND later.key = part.key AND later.part > part.part)
+            OR (SELECT outcome.epoch <> part.epoch OR outcome.attempts <> part.attempt
+                FROM perdure.checkpoints AS outcome
+                WHERE outcome.shard = $1::int4 AND outcome.workflow_id = $3::uuid AND outcome.key = part.key) IS TRUE
+    WHERE part.shard = $1::int4 AND part.workflow_id = ANY (ARRAY(SELECT held.workflow_id FROM held))
+      AND part.key <> ''
+), counted AS (
+    INSERT INTO perdure.checkpoints (shard, workflow_id, key, kind, position, status, payload, created_at, epoch)
+    SELECT $1::int4, held.workflow_id, '$runs', 'runs', 0, 'success', '2', perdure.now(), $4::int8
+    FROM held
+    ON CONFLICT (shard, workflow_id, key) DO UPDATE
+    SET payload = ((checkpoints.payload #>> '{}')::int8 + 1)::text::json, created_at = excluded.created_at,
+        epoch = excluded.epoch
+)
+UPDATE perdure.queue_entries
+SET worker_id = NULL, enqueued_at = perdure.now(), stalls = 0, version = $6::text
+WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT held.workflow_id FROM held))
+RETURNING queue;
 
 -- :name refuse_message
 -- A message whose sender waits for an answer isn't for the workflow's code: it goes, and the answer comes, or neither.
@@ -397,6 +639,12 @@ WITH free AS MATERIALIZED (
     WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT ended.workflow_id FROM ended))
 ), event_waits AS (
     DELETE FROM perdure.event_waits
+    WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT ended.workflow_id FROM ended))
+), streams AS (
+    DELETE FROM perdure.stream_rows
+    WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT ended.workflow_id FROM ended))
+), stream_parts AS (
+    DELETE FROM perdure.stream_parts
     WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT ended.workflow_id FROM ended))
 ), running AS (
     DELETE FROM perdure.running_steps
@@ -552,13 +800,14 @@ WITH woken AS (
       AND (SELECT pg_catalog.count(*) FROM perdure.checkpoints AS park
            WHERE park.shard = $1::int4 AND park.workflow_id = waits.workflow_id AND park.kind = 'park') = 0
     RETURNING workflow_id, queue, name, priority, partition, enqueued_at, started_at, epoch, recoveries, stalls,
-              wakes, deadline, version
+              wakes, deadline, version, parent_id
 ), back AS (
     INSERT INTO perdure.queue_entries
         (shard, workflow_id, queue, name, priority, partition, enqueued_at, started_at, epoch, recoveries, stalls,
-         wakes, deadline, version)
+         wakes, deadline, version, parent_id)
     SELECT $1::int4, woken.workflow_id, woken.queue, woken.name, woken.priority, woken.partition, woken.enqueued_at,
-           woken.started_at, woken.epoch, woken.recoveries, woken.stalls, woken.wakes, woken.deadline, woken.version
+           woken.started_at, woken.epoch, woken.recoveries, woken.stalls, woken.wakes, woken.deadline, woken.version,
+           woken.parent_id
     FROM woken
 )
 SELECT workflow_id, queue FROM woken;

@@ -23,10 +23,10 @@ WITH claimed AS (
           ORDER BY priority DESC, enqueued_at, workflow_id
           LIMIT $5::int4
           FOR UPDATE SKIP LOCKED))
-    RETURNING workflow_id, name, epoch, priority, enqueued_at, started_at, recoveries, stalls, wakes, deadline
+    RETURNING workflow_id, name, epoch, priority, enqueued_at, started_at, recoveries, stalls, wakes, deadline, parent_id
 )
 SELECT claimed.workflow_id, claimed.name, claimed.epoch, claimed.priority, claimed.enqueued_at, claimed.started_at,
-       claimed.recoveries, claimed.stalls, claimed.wakes, claimed.deadline,
+       claimed.recoveries, claimed.stalls, claimed.wakes, claimed.deadline, claimed.parent_id,
        CASE WHEN claimed.epoch = 1 THEN
            (SELECT payload FROM perdure.checkpoints
             WHERE shard = $1::int4 AND workflow_id = claimed.workflow_id AND key = '$input')::text
@@ -104,13 +104,13 @@ WITH due AS (
           LIMIT $2::int4
           FOR UPDATE SKIP LOCKED))
     RETURNING workflow_id, queue, name, priority, partition, enqueued_at, started_at, epoch, recoveries, stalls,
-              wakes, deadline, version
+              wakes, deadline, version, parent_id
 ), woken AS (
     INSERT INTO perdure.queue_entries
         (shard, workflow_id, queue, name, priority, partition, enqueued_at, started_at, epoch, recoveries, stalls,
-         wakes, deadline, version)
+         wakes, deadline, version, parent_id)
     SELECT $1::int4, due.workflow_id, due.queue, due.name, due.priority, due.partition, due.enqueued_at,
-           due.started_at, due.epoch, due.recoveries, due.stalls, due.wakes, due.deadline, due.version
+           due.started_at, due.epoch, due.recoveries, due.stalls, due.wakes, due.deadline, due.version, due.parent_id
     FROM due
 )
 SELECT DISTINCT queue FROM due;
@@ -152,14 +152,14 @@ WITH front AS MATERIALIZED (
               WHERE worker.shard = $1::int4 AND worker.status = 'live' AND worker.expires_at > perdure.now()))
               IS NOT TRUE))
     RETURNING workflow_id, queue, name, priority, partition, enqueued_at, started_at, epoch, recoveries, stalls,
-              wakes, deadline, version
+              wakes, deadline, version, parent_id
 ), parked AS (
     INSERT INTO perdure.waits
         (shard, workflow_id, waiting_for, queue, name, priority, partition, enqueued_at, started_at, epoch,
-         recoveries, stalls, wakes, deadline, version, created_at)
+         recoveries, stalls, wakes, deadline, version, parent_id, created_at)
     SELECT $1::int4, unknown.workflow_id, 'worker', unknown.queue, unknown.name, unknown.priority,
            unknown.partition, unknown.enqueued_at, unknown.started_at, unknown.epoch, unknown.recoveries,
-           unknown.stalls, unknown.wakes, unknown.deadline, unknown.version, perdure.now()
+           unknown.stalls, unknown.wakes, unknown.deadline, unknown.version, unknown.parent_id, perdure.now()
     FROM unknown
 )
 SELECT name, pg_catalog.count(*) AS parked FROM unknown GROUP BY name;
@@ -177,14 +177,14 @@ WITH known AS (
           LIMIT $3::int4
           FOR UPDATE SKIP LOCKED))
     RETURNING workflow_id, queue, name, priority, partition, enqueued_at, started_at, epoch, recoveries, stalls,
-              wakes, deadline, version
+              wakes, deadline, version, parent_id
 ), back AS (
     INSERT INTO perdure.queue_entries
         (shard, workflow_id, queue, name, priority, partition, enqueued_at, started_at, epoch, recoveries, stalls,
-         wakes, deadline, version)
+         wakes, deadline, version, parent_id)
     SELECT $1::int4, known.workflow_id, known.queue, known.name, known.priority, known.partition,
            known.enqueued_at, known.started_at, known.epoch, known.recoveries, known.stalls, known.wakes,
-           known.deadline, known.version
+           known.deadline, known.version, known.parent_id
     FROM known
 )
 SELECT DISTINCT queue FROM known;

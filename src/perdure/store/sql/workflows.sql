@@ -40,21 +40,24 @@ SELECT workflow_id, started_at FROM entered WHERE worker_id IS NOT NULL;
 -- $11 delays float8[] in seconds (null: none) · $12 starts_at timestamptz[] (null: none)
 -- $13 lock_timeout text: how long to wait for somebody's open transaction that holds one of the keys (null: as it is set)
 -- $14 timeouts float8[] in seconds from when they may start (null: none)
+-- $15 parents uuid[] (null: none) · $16 1 if detached int4[]
 -- Sorted by (name, key), so that two of them can't wait for each other. An id that doesn't come back: its key is taken.
 -- IS TRUE keeps the planner from making joins of the lists of ids: they are hashed.
 WITH patience AS MATERIALIZED (
     SELECT CASE WHEN $13::text IS NULL THEN '' ELSE pg_catalog.set_config('lock_timeout', $13::text, true) END AS set
 ), opened AS (
     INSERT INTO perdure.workflow_rows
-        (shard, id, name, key, queue, priority, partition, attributes, version, deadline, created_at)
+        (shard, id, name, key, queue, priority, partition, attributes, version, deadline, parent_id, detached,
+         created_at)
     SELECT $1::int4, item.id, item.name, item.key, item.queue, item.priority, item.partition,
            item.attributes::json, item.version,
            COALESCE(item.start_at, perdure.now() + pg_catalog.make_interval(secs => COALESCE(item.delay, 0)))
                + pg_catalog.make_interval(secs => item.timeout),
-           perdure.now()
+           item.parent_id, item.detached = 1, perdure.now()
     FROM unnest($2::uuid[], $3::text[], $4::text[], $5::int4[], $6::text[], $7::text[], $9::text[], $10::text[],
-                $11::float8[], $12::timestamptz[], $14::float8[])
-        AS item (id, name, queue, priority, partition, attributes, version, key, delay, start_at, timeout)
+                $11::float8[], $12::timestamptz[], $14::float8[], $15::uuid[], $16::int4[])
+        AS item (id, name, queue, priority, partition, attributes, version, key, delay, start_at, timeout, parent_id,
+                 detached)
     WHERE (SELECT set FROM patience) IS NOT NULL
     ORDER BY item.name, item.key
     ON CONFLICT DO NOTHING
@@ -68,27 +71,27 @@ WITH patience AS MATERIALIZED (
     FROM unnest($2::uuid[], $8::text[]) AS item (id, payload)
     WHERE (item.id IN (SELECT id FROM opened)) IS TRUE
 ), timed AS MATERIALIZED (
-    SELECT each.id, each.name, each.queue, each.priority, each.partition, each.version,
+    SELECT each.id, each.name, each.queue, each.priority, each.partition, each.version, each.parent_id,
            COALESCE(each.start_at, perdure.now() + pg_catalog.make_interval(secs => each.delay)) AS wake_at,
            COALESCE(each.start_at, perdure.now() + pg_catalog.make_interval(secs => COALESCE(each.delay, 0)))
                + pg_catalog.make_interval(secs => each.timeout) AS deadline
     FROM unnest($2::uuid[], $3::text[], $4::text[], $5::int4[], $6::text[], $9::text[], $11::float8[],
-                $12::timestamptz[], $14::float8[])
-        AS each (id, name, queue, priority, partition, version, delay, start_at, timeout)
+                $12::timestamptz[], $14::float8[], $15::uuid[])
+        AS each (id, name, queue, priority, partition, version, delay, start_at, timeout, parent_id)
     WHERE (each.id IN (SELECT id FROM opened)) IS TRUE
 ), delayed AS (
     INSERT INTO perdure.waits
         (shard, workflow_id, waiting_for, wake_at, queue, name, priority, partition, enqueued_at, deadline, version,
-         created_at)
+         parent_id, created_at)
     SELECT $1::int4, timed.id, 'start', timed.wake_at, timed.queue, timed.name, timed.priority, timed.partition,
-           timed.wake_at, timed.deadline, timed.version, perdure.now()
+           timed.wake_at, timed.deadline, timed.version, timed.parent_id, perdure.now()
     FROM timed
     WHERE timed.wake_at > perdure.now()
 ), entered AS (
     INSERT INTO perdure.queue_entries
-        (shard, workflow_id, queue, name, priority, partition, enqueued_at, deadline, version)
+        (shard, workflow_id, queue, name, priority, partition, enqueued_at, deadline, version, parent_id)
     SELECT $1::int4, timed.id, timed.queue, timed.name, timed.priority, timed.partition, perdure.now(),
-           timed.deadline, timed.version
+           timed.deadline, timed.version, timed.parent_id
     FROM timed
     WHERE timed.wake_at IS NULL OR timed.wake_at <= perdure.now()
 )
@@ -185,6 +188,45 @@ FROM walk,
            AND ($9::text IS NULL OR $9::text = (
                SELECT result.status FROM perdure.checkpoints AS result
                WHERE result.shard = $1::int4 AND result.workflow_id = row.id AND result.key = '$result'))
+         ORDER BY row.id DESC
+         OFFSET 0) AS found
+LIMIT $10::int4;
+
+-- :name page_children
+-- The same for the children of a workflow: walks workflow_rows_parent backwards.
+-- $1 .. $8, $10 as in page_all · $9 status text (null: any) · $11 parent uuid
+WITH RECURSIVE walk AS (
+    SELECT ARRAY[COALESCE($2::uuid, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid)] AS ids
+    UNION ALL
+    SELECT ARRAY(SELECT row.id
+                 FROM perdure.workflow_rows AS row
+                 WHERE row.shard = $1::int4 AND row.parent_id = $11::uuid
+                   AND row.id < walk.ids[pg_catalog.cardinality(walk.ids)]
+                 ORDER BY row.id DESC
+                 LIMIT 50)
+    FROM walk
+    WHERE pg_catalog.cardinality(walk.ids) > 0
+)
+SELECT found.id
+FROM walk,
+     LATERAL (
+         SELECT row.id
+         FROM perdure.workflow_rows AS row
+         WHERE row.shard = $1::int4 AND row.id = ANY (walk.ids) AND ($2::uuid IS NULL OR row.id < $2::uuid)
+           AND ($3::text IS NULL OR row.name = $3::text)
+           AND ($4::text IS NULL OR row.queue = $4::text)
+           AND ($5::text IS NULL OR pg_catalog.starts_with(row.key, $5::text))
+           AND ($6::timestamptz IS NULL OR row.created_at >= $6::timestamptz)
+           AND ($7::timestamptz IS NULL OR row.created_at < $7::timestamptz)
+           AND ($8::text IS NULL OR row.attributes::jsonb @> $8::jsonb)
+           AND ($9::text IS NULL OR $9::text = COALESCE(
+               (SELECT CASE WHEN entry.worker_id IS NULL THEN 'pending' ELSE 'running' END
+                FROM perdure.queue_entries AS entry
+                WHERE entry.shard = $1::int4 AND entry.workflow_id = row.id),
+               (SELECT 'waiting' FROM perdure.waits AS wait
+                WHERE wait.shard = $1::int4 AND wait.workflow_id = row.id),
+               (SELECT result.status FROM perdure.checkpoints AS result
+                WHERE result.shard = $1::int4 AND result.workflow_id = row.id AND result.key = '$result')))
          ORDER BY row.id DESC
          OFFSET 0) AS found
 LIMIT $10::int4;

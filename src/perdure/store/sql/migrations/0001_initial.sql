@@ -28,22 +28,25 @@ CREATE TABLE perdure.workflow_rows (
     priority int4 NOT NULL DEFAULT 0,
     partition text,
     parent_id uuid,
+    -- Of a child: whether it goes on when its parent is cancelled.
+    detached bool NOT NULL DEFAULT false,
     deadline timestamptz,
     version text,
     attributes json,
-    wakes int8 NOT NULL DEFAULT 0,
     created_at timestamptz NOT NULL,
     PRIMARY KEY (shard, id)
 ) WITH (autovacuum_vacuum_insert_scale_factor = 0.05);
 
 CREATE UNIQUE INDEX workflow_rows_key ON perdure.workflow_rows (shard, name, key) WHERE key IS NOT NULL;
+CREATE INDEX workflow_rows_parent ON perdure.workflow_rows (shard, parent_id, id) WHERE parent_id IS NOT NULL;
 
 CREATE TABLE perdure.checkpoints (
     shard int4 NOT NULL,
     workflow_id uuid NOT NULL,
     key text NOT NULL,
-    kind text NOT NULL CHECK (kind IN ('input', 'step', 'attempt', 'park', 'intent', 'value', 'timer', 'sleep', 'message', 'request',
-                                       'cancel', 'result', 'history')),
+    kind text NOT NULL CHECK (kind IN ('input', 'step', 'attempt', 'park', 'intent', 'value', 'timer', 'sleep',
+                                       'message', 'start', 'await', 'child', 'request', 'cancel', 'result',
+                                       'runs', 'history')),
     position int4 NOT NULL,
     status text NOT NULL CHECK (status IN ('success', 'error', 'cancelled')),
     payload json,
@@ -81,6 +84,8 @@ CREATE TABLE perdure.queue_entries (
     wakes int8 NOT NULL DEFAULT 0,
     deadline timestamptz,
     version text,
+    -- Who is to be told of its end.
+    parent_id uuid,
     PRIMARY KEY (shard, workflow_id)
 ) WITH (
     fillfactor = 70,
@@ -118,14 +123,26 @@ CREATE TABLE perdure.waits (
     wakes int8 NOT NULL DEFAULT 0,
     -- Whether a message wakes it.
     hears bool NOT NULL DEFAULT false,
+    -- Whether the end of a child does.
+    awaits_child bool NOT NULL DEFAULT false,
     deadline timestamptz,
     version text,
+    parent_id uuid,
     created_at timestamptz NOT NULL,
     PRIMARY KEY (shard, workflow_id)
 ) WITH (vacuum_truncate = off, autovacuum_vacuum_scale_factor = 0.02);
 
 CREATE INDEX waits_due ON perdure.waits (shard, wake_at) WHERE wake_at IS NOT NULL;
 CREATE INDEX waits_for_worker ON perdure.waits (shard, name) WHERE waiting_for = 'worker';
+
+-- Workflows of which a child has ended, and that haven't been told. Written with the end; gone within moments.
+CREATE TABLE perdure.outbox (
+    shard int4 NOT NULL,
+    id uuid NOT NULL,
+    target_id uuid NOT NULL,
+    created_at timestamptz NOT NULL,
+    PRIMARY KEY (shard, id)
+) WITH (vacuum_truncate = off, autovacuum_vacuum_scale_factor = 0.0, autovacuum_vacuum_threshold = 2000);
 
 -- What was sent to workflows. Rows are never touched: what was received is a checkpoint with the message's place.
 CREATE TABLE perdure.message_rows (
@@ -167,6 +184,33 @@ CREATE TABLE perdure.event_waits (
     created_at timestamptz NOT NULL,
     PRIMARY KEY (shard, workflow_id, name, waiter_id)
 ) WITH (autovacuum_vacuum_scale_factor = 0.02);
+
+-- What workflows and their steps write as they go. Rows are never touched; part says who wrote it.
+CREATE TABLE perdure.stream_rows (
+    shard int4 NOT NULL,
+    workflow_id uuid NOT NULL,
+    name text NOT NULL,
+    number int8 NOT NULL,
+    part int4 NOT NULL,
+    payload json,
+    created_at timestamptz NOT NULL,
+    PRIMARY KEY (shard, workflow_id, name, number)
+) WITH (autovacuum_vacuum_insert_scale_factor = 0.05);
+
+-- Entries of one attempt at a step, in one run; or of a workflow's own code, which has no key.
+CREATE TABLE perdure.stream_parts (
+    shard int4 NOT NULL,
+    workflow_id uuid NOT NULL,
+    name text NOT NULL,
+    part int4 NOT NULL,
+    key text NOT NULL,
+    epoch int8 NOT NULL,
+    attempt int4 NOT NULL,
+    first int8 NOT NULL,
+    -- Of a run that continued as new, whose steps are forgotten: whether an earlier attempt had written it.
+    is_void bool NOT NULL DEFAULT false,
+    PRIMARY KEY (shard, workflow_id, name, part)
+) WITH (autovacuum_vacuum_insert_scale_factor = 0.05);
 
 -- When workflows must have ended. A row stays until it is due; then it finds its workflow ended, or ends it.
 CREATE TABLE perdure.deadlines (
@@ -310,14 +354,14 @@ WHERE result.shard = 1 AND row.shard = 1 AND result.key = '$result' AND result.s
 -- One row per checkpoint that the code asked for, and the steps that have been running for a while.
 CREATE VIEW perdure.workflow_steps AS
 SELECT step.workflow_id, step.key,
-       pg_catalog.regexp_replace(pg_catalog.regexp_replace(step.key, '^.*/', ''), '#[0-9]+$', '') AS name,
+       pg_catalog.regexp_replace(pg_catalog.regexp_replace(step.key, '^.*/', ''), '(#[0-9]+)?(#c)?$', '') AS name,
        step.kind, step.position, step.status,
        CASE WHEN step.status = 'success' THEN step.payload END::jsonb AS output,
        CASE WHEN step.status <> 'success' THEN step.payload END::jsonb AS error,
        step.attempts, step.started_at, step.created_at AS completed_at, step.created_at,
        step.worker_id, step.epoch, step.version, NULL::timestamptz AS wake_at
 FROM perdure.checkpoints AS step
-WHERE step.shard = 1 AND step.kind IN ('step', 'value', 'sleep', 'message', 'cancel')
+WHERE step.shard = 1 AND step.kind IN ('step', 'value', 'sleep', 'message', 'start', 'child', 'cancel')
 UNION ALL
 SELECT step.workflow_id, step.key,
        pg_catalog.regexp_replace(pg_catalog.regexp_replace(step.key, '^.*/', ''), '(#[0-9]+)?#a[0-9]+$', ''),
@@ -384,6 +428,26 @@ CREATE VIEW perdure.events AS
 SELECT event.workflow_id, event.name, event.number, event.payload::jsonb AS value, event.created_at
 FROM perdure.event_rows AS event
 WHERE event.shard = 1 AND event.name NOT LIKE '$%';
+
+-- What workflows and their steps have written to streams, void or not.
+CREATE VIEW perdure.stream_entries AS
+SELECT entry.workflow_id, entry.name, entry.number, entry.payload::jsonb AS value, part.key AS step_key, part.attempt,
+       part.is_void
+       OR part.key <> ''
+       AND ((SELECT true FROM perdure.stream_parts AS later
+             WHERE later.shard = 1 AND later.workflow_id = entry.workflow_id AND later.name = entry.name
+               AND later.key = part.key AND later.part > part.part
+             LIMIT 1) IS TRUE
+            OR (SELECT outcome.epoch <> part.epoch OR outcome.attempts <> part.attempt
+                FROM perdure.checkpoints AS outcome
+                WHERE outcome.shard = 1 AND outcome.workflow_id = entry.workflow_id AND outcome.key = part.key)
+               IS TRUE) AS is_void,
+       entry.created_at
+FROM perdure.stream_rows AS entry
+JOIN perdure.stream_parts AS part
+  ON part.shard = entry.shard AND part.workflow_id = entry.workflow_id AND part.name = entry.name
+ AND part.part = entry.part
+WHERE entry.shard = 1 AND part.shard = 1;
 
 -- What a worker says of itself; one whose lease ran out is dead, whether or not somebody has noticed yet.
 CREATE VIEW perdure.workers AS

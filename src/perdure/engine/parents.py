@@ -1,0 +1,74 @@
+"""Parents: whoever has a child that ended is told, by a note in the outbox that the end left behind.
+
+    a child ends, and its note is committed with its result -> somebody finds the note -> the parent's wakes are counted
+    up, or it becomes pending
+
+Every worker looks, soon after children ended here, and now and then for what others left (a process that died between a
+flush and this). Who finds a note locks it, so it is dealt with once. A parent that moves between its entry and its
+`waits` row in this moment is found in neither: its note stays for the next look.
+
+A parent that runs here has heard already, from the child; so there is no hurry.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from uuid import UUID
+
+from perdure.engine.loop import Loop, Turns
+from perdure.store.database import Database
+from perdure.store.statements import SHARD
+
+_LOOK_SECONDS = 1.0
+_PAUSE_SECONDS = 0.005
+_MOST = 500
+
+
+class Parents(Loop):
+    """Tells parents that a child has ended."""
+
+    name = "parents"
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        turns: Turns,
+        on_woken: Callable[[set[str]], None],
+        on_asked: Callable[[Iterable[UUID]], None],
+    ) -> None:
+        super().__init__(_LOOK_SECONDS, turns=turns)
+        self._database = database
+        self._on_woken = on_woken
+        self._on_asked = on_asked
+        self._has_notes = False
+
+    def child_ended(self) -> None:
+        """There is a note."""
+        self._has_notes = True
+        self.wake()
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether there is no note that it knows of."""
+        return not self._has_notes
+
+    async def tick(self) -> float | None:
+        if self._has_notes:
+            await asyncio.sleep(_PAUSE_SECONDS)  # in which more end
+        async with self.turns.turn():
+            self._has_notes = False
+            try:
+                (found,) = await self._database.attempt("wake_parents", SHARD, _MOST)
+            except BaseException:
+                self._has_notes = True
+                raise
+        if found.queues:
+            self._on_woken(set(found.queues))
+        if found.running:
+            self._on_asked(found.running)
+        if found.left or found.found == _MOST:
+            self._has_notes = True
+            return _PAUSE_SECONDS
+        return None
