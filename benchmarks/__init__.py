@@ -3,6 +3,9 @@
     drain      a backlog of one-step workflows, one worker process; beside DBOS
     pickup     from a start in one process to the first step in another, whose worker is idle
     messages   from a message in one process to the step behind `recv` in another, in a workflow out of memory
+    asking     from `handle.ask` in one process to the answer of a workflow in another
+    children   one workflow with ten thousand children, beside as many workflows without a parent
+    streaming  entries that steps write to streams
     latency    app.run of a one-step workflow, beside one durable insert of a row
     sequence   one workflow of a thousand steps, one after the other
     idle       what a worker takes that has nothing to do

@@ -27,6 +27,9 @@ MEASUREMENTS = (
     "recovery",
     "sleeping",
     "messages",
+    "asking",
+    "children",
+    "streaming",
 )
 RESULTS = Path(__file__).parent / "results" / "latest.json"
 

@@ -7,7 +7,8 @@ import os
 import time
 from datetime import timedelta
 
-from perdure import App, recv, sleep, step
+import perdure
+from perdure import App, answering, recv, sleep, step, write_stream
 
 SCHEMA = "BENCHMARK_SCHEMA"
 TEXT = "x" * 98
@@ -76,3 +77,33 @@ async def remember(count: int) -> int:
         await number(n)
     await sleep(timedelta(seconds=1.5))
     return await clock()
+
+
+@app.job
+async def job(n: int) -> int:
+    return 1
+
+
+@app.workflow
+async def fan_out(count: int, way: str) -> int:
+    if way == "map":
+        return sum(await perdure.map(job, range(count), concurrency=1000))
+    return sum(await asyncio.gather(*(job(n) for n in range(count))))
+
+
+@app.workflow
+async def answers(count: int) -> None:
+    for _ in range(count):
+        async with answering("number", type=int) as question:
+            question.reply(question.value)
+
+
+@step
+async def write_words(count: int) -> None:
+    for _ in range(count):
+        await write_stream("words", "hello")
+
+
+@app.workflow
+async def talk(count: int) -> None:
+    await write_words(count)

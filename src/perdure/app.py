@@ -15,7 +15,7 @@ from perdure.authoring.steps import OnExhausted, Step, Transaction
 from perdure.authoring.workflows import Workflow, WorkflowDecorator
 from perdure.blocking import BlockingApp
 from perdure.client import Client
-from perdure.codec import Codec, shape
+from perdure.codec import Codec, Shape, shape
 from perdure.engine.maintenance import KEEP
 from perdure.failures import Catalogue
 from perdure.model.keys import check_name
@@ -311,6 +311,11 @@ class App(Client):
     def names(self) -> tuple[str, ...]:
         """The names of its workflows, sorted."""
         return tuple(sorted(self._registry.workflows))
+
+    def _output_shape(self, key: str) -> Shape:
+        name = key.rpartition("/")[2].partition("#")[0]
+        known = self._registry.steps.get(name) or self._registry.workflows.get(name)
+        return shape(ANY) if known is None else known.shape
 
     def _result_shape(self, name: str, workflow: Workflow[..., Any] | str | None) -> Any:
         if isinstance(workflow, Workflow):

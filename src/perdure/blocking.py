@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Generic, overload
 from uuid import UUID
@@ -331,6 +331,16 @@ class BlockingApp:
             attributes=attributes, dry_run=dry_run,
         )  # fmt: skip
         return PORTAL.run(doing, "app.delete_many()")
+
+    def fork(
+        self, id: UUID, /, *, after: str | None = None, patch: Mapping[str, Any] | None = None
+    ) -> BlockingHandle[Any]:
+        return BlockingHandle(PORTAL.run(self._client.fork(id, after=after, patch=patch), "app.fork()"))
+
+    def rewind(
+        self, id: UUID, /, *, after: str | None = None, patch: Mapping[str, Any] | None = None
+    ) -> BlockingHandle[Any]:
+        return BlockingHandle(PORTAL.run(self._client.rewind(id, after=after, patch=patch), "app.rewind()"))
 
     def prune(self, *, keep: timedelta | None = None, name: str | None = None, dry_run: bool = False) -> int:
         return PORTAL.run(self._client.prune(keep=keep, name=name, dry_run=dry_run), "app.prune()")

@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Self, overload
@@ -14,11 +14,11 @@ from uuid import UUID
 
 from typing_extensions import TypeForm, TypeVar
 
-from perdure import management, telemetry, transfer
+from perdure import forking, management, telemetry, transfer
 from perdure.annotations import ANY
 from perdure.authoring.context import CURRENT, Context
 from perdure.authoring.workflows import Invocation, Workflow
-from perdure.codec import Codec, shape
+from perdure.codec import Codec, Shape, shape
 from perdure.config import Settings
 from perdure.engine.maintenance import FIRST, prune_chunk
 from perdure.errors import WorkflowNotFound, WrongPlace, WrongState
@@ -280,6 +280,8 @@ class Client:
 
     def handle(self, id: UUID, /, type: TypeForm[T] = ANY) -> Handle[T]:
         """The handle of a workflow whose id is known; `type` says what its result is. Does no I/O."""
+        if not isinstance(id, UUID):
+            raise TypeError(f"handle() takes a UUID, not {id!r}; write handle(UUID(...))")
         return Handle(self, id, shape(type), is_known=False)
 
     @overload
@@ -460,6 +462,59 @@ class Client:
         statuses = _FINAL if status is None else (status,)
         return await self._apply(management.delete(self.session()), wanted, statuses, dry_run=dry_run)
 
+    async def fork(
+        self, id: UUID, /, *, after: str | None = None, patch: Mapping[str, Any] | None = None
+    ) -> Handle[Any]:
+        """Start a new workflow that goes on from a step of another one, which isn't touched.
+
+        What the other one had recorded up to that step is copied, and isn't done again; from there on the code runs.
+        `forked_from` says where it comes from. A child that still runs belongs to the other one: the fork starts
+        its own.
+
+        Args:
+            id: The other one, whatever its status.
+            after: The key of the step (`handle.steps()` has them). None: the last one of the patch; without one, the
+                last that it has recorded, but for failures that it failed from. "$input": only its input is copied.
+            patch: What takes the place of recorded outputs, by the keys of the steps.
+
+        Raises:
+            WorkflowNotFound: There is no such workflow.
+            UnknownStep: It has no such step, or one of the patch isn't copied.
+            SerializationError: JSON can't carry a value of the patch, or it isn't what the step returns.
+        """
+        patches = self._patches(patch)
+        new = await forking.fork(self.session(), id, after, patches, self.version)
+        return Handle(self, new, shape(ANY))
+
+    async def rewind(
+        self, id: UUID, /, *, after: str | None = None, patch: Mapping[str, Any] | None = None
+    ) -> Handle[Any]:
+        """Let a workflow that has ended go on from a step, in place.
+
+        What it had recorded behind that step, its result, and what the patch replaces are kept as history, and don't
+        count any more. Messages that it had received behind the step are there to be received again.
+
+        Args:
+            id: The workflow.
+            after: As in `fork`.
+            patch: As in `fork`.
+
+        Raises:
+            WrongState: It hasn't ended.
+            WorkflowNotFound: There is no such workflow.
+            UnknownStep: It has no such step, or one of the patch doesn't stay.
+            SerializationError: As in `fork`.
+        """
+        await forking.rewind(self.session(), id, after, self._patches(patch))
+        return Handle(self, id, shape(ANY))
+
+    def _patches(self, patch: Mapping[str, Any] | None) -> dict[str, str]:
+        limit = self.settings.max_payload
+        return {
+            key: self.encoded(self._output_shape(key).dump(value, f"the output of step {key!r}", limit))
+            for key, value in (patch or {}).items()
+        }
+
     async def prune(self, *, keep: timedelta | None = None, name: str | None = None, dry_run: bool = False) -> int:
         """Delete what has been over for longer than it is kept, now; workers do the same by themselves, now and then.
 
@@ -580,6 +635,10 @@ class Client:
 
     def _result_shape(self, name: str, workflow: Workflow[..., Any] | str | None) -> Any:
         return workflow.shape if isinstance(workflow, Workflow) else shape(ANY)
+
+    def _output_shape(self, key: str) -> Shape:
+        """What a step of that key returns, as far as the code is known."""
+        return shape(ANY)
 
     # --- making a start ---------------------------------------------------------------------------------------------
 

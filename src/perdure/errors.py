@@ -8,6 +8,7 @@
     ├── InvalidArguments          arguments that don't fit the workflow's signature
     ├── DuplicateName             two functions of one name in an app
     ├── UnknownWorkflow           a name that the app doesn't have
+    ├── UnknownStep               a key that the workflow has recorded nothing under (`fork`, `rewind`)
     ├── WorkflowNotFound          no workflow of that id
     ├── KeyConflict               the key is taken (`on_conflict="raise"`)
     ├── NotInWorkflow             a primitive called where no workflow runs it
@@ -125,6 +126,20 @@ class UnknownWorkflow(PerdureError, LookupError):
     def __str__(self) -> str:
         known = ", ".join(self.known) if self.known else "none"
         return f"no workflow is named {self.name!r}; this app has: {known} (is a module missing in include=?)"
+
+
+class UnknownStep(PerdureError, LookupError):
+    """The workflow has recorded no step of that key, or none that stays."""
+
+    def __init__(self, workflow_id: UUID, key: str, known: tuple[str, ...] = ()) -> None:
+        super().__init__(workflow_id, key, known)
+        self.workflow_id = workflow_id
+        self.key = key
+        self.known = known
+
+    def __str__(self) -> str:
+        known = ", ".join(self.known[:20]) + (", ..." if len(self.known) > 20 else "")
+        return f"workflow {self.workflow_id} has no step {self.key!r} there; there are: {known or 'none'}"
 
 
 class WorkflowNotFound(PerdureError, LookupError):

@@ -46,6 +46,7 @@ class Exchange:
         while not await database.fetch("set_event", SHARD, owner, name, id, payload):
             if await database.fetch("event_set", SHARD, owner, id):
                 break
+        self._session.announced(owner)
         rows = await database.fetch("event_waiters", SHARD, owner, name)
         for row in rows:
             try:
@@ -107,6 +108,7 @@ class Exchange:
         """Answer a question that the workflow's code isn't to see."""
         name = answer_name(question)
         await self._session.database.fetch("refuse_message", SHARD, id, question, name, uuid5(question, name), answer)
+        self._session.announced(id)
 
     async def subscribe(self, owner: UUID, name: str, waiter: UUID) -> str | None:
         """The payload of an event; None: it isn't there, and the waiter will get a message when it is.

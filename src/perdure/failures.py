@@ -74,6 +74,11 @@ def of_step(error: Exception, key: str, attempts: int) -> Exception:
     return error
 
 
+def from_child(payload: str, id: UUID) -> str:
+    """The record of a child's failure, as its parent keeps it: it says whose it is."""
+    return json.dumps({**_row(payload), "workflow_id": str(id)}, ensure_ascii=False)
+
+
 def of_child(catalogue: Catalogue, payload: str, key: str) -> Exception:
     """What a parent gets of a child that didn't succeed: a failure of the child's own steps is the child's."""
     error = catalogue.rebuild(payload, WorkflowFailed)

@@ -245,7 +245,7 @@ class Handle(Generic[R_co]):
                 found = await exchange.latest(session, self.id, name)
                 if found is not None:
                     return self._owner.decoded(found)
-                await asyncio.sleep(pause)
+                await session.event_hint(self.id, pause)
         raise AssertionError("backoff never ends")
 
     async def get_event(self, name: str, *, type: TypeForm[T] = ANY, timeout: timedelta | None = None) -> T:

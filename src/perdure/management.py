@@ -119,7 +119,7 @@ def resume(session: Session) -> Verb:
         left = _without(ids, rows)
         if left:  # done by a statement whose answer was lost?
             for row in await database.fetch("resumed", SHARD, Uuids(left), token):
-                rows.append(_Reached(row.id))
+                rows.append(Reached(row.id))
         return rows
 
     waits = "no step of it is parked; it goes on when what it waits for is there"
@@ -201,7 +201,7 @@ async def _apply(session: Session, left: list[UUID], verb: Verb, outcomes: dict[
 
 
 @dataclass(frozen=True, slots=True)
-class _Reached:
+class Reached:
     workflow_id: UUID
 
 

@@ -15,6 +15,8 @@ from perdure.store.listener import Listener, Notifier
 
 _RESIDENT_CONNECTIONS = 4
 """What a worker needs beside its clients: writer, claimer, and what looks now and then."""
+_SAY_SECONDS = 3.0
+_WANTED_SECONDS = 10.0
 
 
 class Resident(Local, Protocol):
@@ -45,6 +47,8 @@ class Session:
         self.starter = Starter(self.database, settings, on_started=self._on_started, on_timer=self.timer_set)
         self.results = Results(self.database, say_waiting=self._say_waiting, hears=lambda: self.listener.hears)
         self._listening: asyncio.Task[None] | None = None
+        self._events: dict[UUID, list[asyncio.Future[None]]] = {}
+        self._said_at = self._wanted_until = float("-inf")
         self._resident: Resident | None = None
         self._widened = False
 
@@ -93,6 +97,33 @@ class Session:
             self.results.hint(id)
             self.notifier.notify(f"result {id}")
 
+    def announced(self, id: UUID) -> None:
+        """That workflow has set an event: say so, here, and elsewhere if somebody waits for anything there."""
+        self._event_hinted(id)
+        if asyncio.get_running_loop().time() < self._wanted_until:
+            self.notifier.notify(f"event {id}")
+
+    async def event_hint(self, id: UUID, seconds: float) -> None:
+        """Wait until somebody says that a workflow has set an event, but no longer than that."""
+        loop = asyncio.get_running_loop()
+        if loop.time() - self._said_at > _SAY_SECONDS:
+            self._said_at = loop.time()
+            self._say_waiting()
+        future: asyncio.Future[None] = loop.create_future()
+        futures = self._events.setdefault(id, [])
+        futures.append(future)
+        try:
+            await asyncio.wait({future}, timeout=seconds)
+        finally:
+            futures.remove(future)
+            if not futures and self._events.get(id) is futures:
+                del self._events[id]
+
+    def _event_hinted(self, id: UUID) -> None:
+        for future in self._events.get(id, ()):
+            if not future.done():
+                future.set_result(None)
+
     def timer_set(self) -> None:
         """Something will be due: the timers of a worker that lives here look again."""
         if self._resident is not None:
@@ -114,14 +145,18 @@ class Session:
         kind, _, rest = hint.partition(" ")
         if kind == "queue" and self._resident is not None:
             self._resident.hint(rest)
-        elif kind == "waiting" and self._resident is not None:
-            self._resident.results_wanted()
-        elif kind in ("result", "workflow"):
+        elif kind == "waiting":
+            self._wanted_until = asyncio.get_running_loop().time() + _WANTED_SECONDS
+            if self._resident is not None:
+                self._resident.results_wanted()
+        elif kind in ("result", "workflow", "event"):
             try:
                 id = UUID(rest)
             except ValueError:
                 return  # anybody may NOTIFY
             if kind == "result":
                 self.results.hint(id)
+            elif kind == "event":
+                self._event_hinted(id)
             elif self._resident is not None:
                 self._resident.asked(id)

@@ -469,7 +469,8 @@ async def test_a_child_that_was_deleted_is_missed(app: App) -> None:
             await handle.result(timeout=SOON)
 
 
-async def test_resuming_a_parent_resumes_the_child_that_it_failed_from(app: App) -> None:
+@pytest.mark.parametrize("how", ["awaited", "in the background"])
+async def test_resuming_a_parent_resumes_the_child_that_it_failed_from(app: App, how: str) -> None:
     broken = True
     runs: list[str] = []
 
@@ -491,7 +492,7 @@ async def test_resuming_a_parent_resumes_the_child_that_it_failed_from(app: App)
 
     @app.workflow
     async def parent() -> str:
-        return await child()
+        return await child() if how == "awaited" else await (await app.start(child())).result()
 
     async with app.worker():
         handle = await app.start(parent())

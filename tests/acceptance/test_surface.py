@@ -26,8 +26,6 @@ LATER: dict[str, str] = {
     "StepDecorator": TYPES,
     "WorkflowDecorator": TYPES,
     "TransactionDecorator": TYPES,
-    # methods
-    "App.fork": MANAGEMENT,
 }
 
 

@@ -15,7 +15,7 @@ from uuid import uuid4
 import pytest
 from processes import PERDURE, Run, Spawn
 
-from perdure import App, Retry, recv, step
+from perdure import App, Retry, recv, step, write_stream
 from perdure.cli import tables
 from perdure.embedded import Cluster
 
@@ -51,6 +51,11 @@ def schema(cluster: Cluster) -> Iterator[str]:
     async def declines() -> None:
         await charge(1)
         await decline()
+
+    @app.workflow
+    async def speaks() -> None:
+        await write_stream("words", "hello")
+        await write_stream("words", {"n": 1})
 
     @app.workflow
     async def listens() -> list[Any]:
@@ -198,6 +203,52 @@ def test_a_message_is_sent_as_json_and_once_under_a_key(run: Run) -> None:
 def test_a_message_that_cannot_be_sent_is_one_line(run: Run, arguments: list[str], code: int, message: str) -> None:
     result = run("workflow", "send", *arguments)
     assert (result.exit_code, message in result.stderr) == (code, True), result.stderr
+
+
+# --- stream -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_entries_of_a_stream_are_lines_of_json(run: Run) -> None:
+    id = run("workflow", "start", "speaks").stdout.strip()
+    result = run("workflow", "stream", id, "words")
+    assert [json.loads(line) for line in result.stdout.splitlines()] == [
+        {"offset": 0, "step": "", "attempt": 1, "value": "hello"},
+        {"offset": 1, "step": "", "attempt": 1, "value": {"n": 1}},
+    ]
+    assert run("workflow", "stream", id, "words", "--offset", "2").output == ""
+    assert run("workflow", "stream", MISSING, "words").exit_code == 1
+
+
+# --- fork and rewind --------------------------------------------------------------------------------------------------
+
+
+def test_a_workflow_goes_on_from_a_step_in_a_copy_and_in_place(run: Run) -> None:
+    id = finished(run, 41)
+    fork = run("workflow", "fork", id, "--patch", 'charge="a gift"')
+    assert (fork.exit_code, fork.stderr) == (0, "")
+    assert UUID.fullmatch(fork.stdout.strip())
+    assert shown(run, fork.stdout.strip())["forked_from"] == id
+    rewound = run("workflow", "rewind", id, "--after", "$input")
+    assert (rewound.exit_code, rewound.stdout) == (0, f"{id}\n")
+
+
+@pytest.mark.parametrize("command", ["fork", "rewind"])
+def test_what_cannot_be_forked_or_rewound_is_one_line(run: Run, command: str) -> None:
+    id = finished(run, 42)
+    result = run("workflow", command, id, "--after", "refund")
+    assert result.exit_code == 1
+    assert "has no step 'refund' there; there are: charge" in result.stderr
+    assert run("workflow", command, MISSING).exit_code == 1
+
+
+def finished(run: Run, order_id: int) -> str:
+    id = run("workflow", "start", "checkout", f'{{"order_id": {order_id}}}', "--key", f"fork-{order_id}").stdout.strip()
+    assert run("workflow", "start", "checkout", f'{{"order_id": {order_id}}}', "--key", f"fork-{order_id}", "--wait")
+    return str(id)
+
+
+def shown(run: Run, id: str) -> Any:
+    return json.loads(run("workflow", "show", id, "--json").stdout)
 
 
 # --- list -------------------------------------------------------------------------------------------------------------

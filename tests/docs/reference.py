@@ -69,6 +69,8 @@ VERBS = {
         "terminate_many",
         "resume_many",
         "delete_many",
+        "fork",
+        "rewind",
         "prune",
         "export",
         "import_",

@@ -89,7 +89,7 @@ FROM generate_series({rows} + {rows} / 10 + 1, {rows} + {rows} / 10 + {rows} / 1
 
 INSERT INTO perdure.outbox (shard, id, target_id, created_at)
 SELECT 1, gen_random_uuid(), pg_temp.id(n), pg_temp.at(n)
-FROM generate_series(1, {rows} + {rows} / 10 + {rows} / 10) AS n;
+FROM generate_series({rows}, {rows} + {rows} / 10 + {rows} / 10) AS n;
 
 INSERT INTO perdure.deadlines (shard, workflow_id, due_at)
 SELECT 1, pg_temp.id(n), CASE WHEN n % 1000 = 0 THEN pg_temp.at(n) ELSE timestamptz '2100-01-01' END
@@ -104,12 +104,12 @@ SELECT 1, pg_temp.id(n / 2), 'event', n % 2, pg_temp.id(n), '1', pg_temp.at(n)
 FROM generate_series(2, {rows}) AS n;
 
 INSERT INTO perdure.stream_rows (shard, workflow_id, name, number, part, payload, created_at)
-SELECT 1, pg_temp.id(n / 4), 'stream', n % 4, n % 4 / 2, '1', pg_temp.at(n)
-FROM generate_series(4, {rows}) AS n;
+SELECT 1, pg_temp.id(n / 4 * 10), 'stream', n % 4, n % 4 / 2, '1', pg_temp.at(n)
+FROM generate_series(4, {rows} / 4) AS n;
 
 INSERT INTO perdure.stream_parts (shard, workflow_id, name, part, key, epoch, attempt, first)
-SELECT 1, pg_temp.id(n / 2), 'stream', n % 2, 'work', 1, 1 + n % 2, n % 2 * 2
-FROM generate_series(2, {rows}) AS n;
+SELECT 1, pg_temp.id(n / 2 * 10), 'stream', n % 2, 'work', 1, 1 + n % 2, n % 2 * 2
+FROM generate_series(2, {rows} / 4) AS n;
 
 INSERT INTO perdure.event_waits (shard, workflow_id, name, waiter_id, created_at)
 SELECT 1, pg_temp.id(n), 'event', pg_temp.id(n + 1), pg_temp.at(n)
@@ -319,6 +319,7 @@ _HELD = "queue_entries_running"
 _KIN = "workflow_rows_parent"
 _ROW, _KEY, _CHECKPOINT = "workflow_rows_pkey", "workflow_rows_key", "checkpoints_pkey"
 _FAILED = "checkpoints_failed_results"
+_ASKED = "checkpoints_requests"
 _DEADLINE = "deadlines_pkey"
 _MESSAGE = "message_rows_pkey message_rows_id"
 _STREAM, _PARTS = "stream_rows_pkey", "stream_parts_pkey"
@@ -437,18 +438,40 @@ CASES = (
     _case(
         "resume_ended",
         lambda t: (SHARD, t.ended(), "r"),
-        f"{_CHECKPOINT} {_ROW} {_DEADLINE} {_MESSAGE}",
+        f"{_CHECKPOINT} {_ASKED} {_ROW} {_DEADLINE} {_MESSAGE}",
         pages=60,
         rows=40,
     ),
-    _case("resume_parked", lambda t: (SHARD, _waiting(t), "r"), f"{_CHECKPOINT} {_ENTRY} {_WAIT}", pages=40, rows=20),
+    _case("outcomes", lambda t: (SHARD, t.ended()[0]), _CHECKPOINT, batch=1),
+    _case(
+        "fork",
+        lambda t: (SHARD, t.ended()[0], t.id(10**9), None, Texts(["$input"]), Texts(["1"]), "v1"),
+        f"{_CHECKPOINT} {_ROW} {_FAILED}",
+        batch=1,
+        pages=120,
+        rows=60,
+    ),
+    _case(
+        "rewind",
+        lambda t: (SHARD, t.ended(), "r", None, Texts(["work"]), Texts(["1"])),
+        f"{_CHECKPOINT} {_ASKED} {_ROW} {_DEADLINE} {_MESSAGE}",
+        pages=60,
+        rows=40,
+    ),
+    _case(
+        "resume_parked",
+        lambda t: (SHARD, _waiting(t), "r"),
+        f"{_CHECKPOINT} {_ASKED} {_ENTRY} {_WAIT}",
+        pages=40,
+        rows=20,
+    ),
     _case("resume_imported", lambda t: (SHARD, _waiting(t)), _WAIT, pages=40, rows=20),
     _case("resumed", lambda t: (SHARD, t.ended(), "r"), _CHECKPOINT),
     _case("states", lambda t: (SHARD, t.ended()), f"{_ROW} {_ENTRY} {_WAIT} {_CHECKPOINT}", pages=40),
     _case(
         "requests",
         lambda t: (SHARD, ME, t.mine(), BigInts([0] * BATCH)),
-        f"{_ENTRY} {_CHECKPOINT} {_MESSAGE}",
+        f"{_ENTRY} {_CHECKPOINT} {_ASKED} {_MESSAGE}",
         pages=16,
         rows=16,
     ),
@@ -498,7 +521,7 @@ CASES = (
     _case("export_checkpoints", lambda t: (SHARD, t.ended()[0]), _CHECKPOINT, batch=1),
     _case("export_messages", lambda t: (SHARD, t.mine()[0]), _MESSAGE, batch=1),
     _case("import", _imported, pages=30),
-    _case("steps", lambda t: (t.ended()[0],), _CHECKPOINT, batch=1, pages=40, rows=30),
+    _case("steps", lambda t: (t.ended()[0],), f"{_CHECKPOINT} {_ASKED}", batch=1, pages=40, rows=30),
     _case("page_all", lambda t: _page(None), _ROW, rows=30),
     _case("page_all", lambda t: _page(None, t.id(t.rows // 2)), _ROW, rows=30, label="in the middle"),
     _case(

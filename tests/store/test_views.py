@@ -19,7 +19,7 @@ VIEWS = {
         id uuid, name text, key text, status text, queue text, priority integer, partition text, input jsonb,
         output jsonb, error jsonb, worker_id uuid, epoch bigint, recoveries integer, parent_id uuid, version text,
         attributes jsonb, created_at timestamptz, started_at timestamptz, updated_at timestamptz, wake_at timestamptz,
-        waiting_for text, deadline timestamptz, completed_at timestamptz
+        waiting_for text, deadline timestamptz, completed_at timestamptz, forked_from uuid
     """,
     "workflow_steps": """
         workflow_id uuid, key text, name text, kind text, position integer, status text, output jsonb, error jsonb,

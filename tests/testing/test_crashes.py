@@ -67,6 +67,25 @@ async def test_sigkill_shows_the_same_whatever_the_code_prints(bed: Bed) -> None
     )
 
 
+@pytest.mark.full
+async def test_children_messages_and_streams_survive_sigkill(bed: Bed, database_url: str) -> None:
+    async with bed(flows.app) as kit:
+        report = await kit.crash_everywhere(flows.family(), kill=True)
+        assert len(report.boundaries) > 10
+        with psycopg.connect(database_url, options=f"-c search_path={kit.schema}") as connection:
+            of_each = "IN (SELECT id FROM workflows WHERE name = 'family') GROUP BY"
+            counts = [
+                connection.execute(statement.encode()).fetchall()
+                for statement in (
+                    "SELECT count(*) FROM workflows WHERE name = 'family' GROUP BY id",
+                    f"SELECT count(*) / 2 FROM workflows WHERE parent_id {of_each} parent_id",
+                    f"SELECT count(*) FROM messages WHERE workflow_id {of_each} workflow_id",
+                    f"SELECT count(*) FROM stream_entries WHERE NOT is_void AND workflow_id {of_each} workflow_id",
+                )
+            ]
+    assert all(each == counts[0] for each in counts), counts
+
+
 async def test_a_workflow_with_all_that_there_is_comes_to_the_same_end(bed: Bed, database_url: str) -> None:
     app = App("everything")
 

@@ -20,6 +20,7 @@ from uuid import UUID
 import psycopg
 from psycopg_pool import AsyncConnectionPool
 
+import perdure
 from perdure import (
     App,
     Client,
@@ -31,8 +32,10 @@ from perdure import (
     Status,
     Step,
     StepInfo,
+    StreamEntry,
     Workflow,
     WorkflowInfo,
+    continue_as_new,
     current,
     now,
     random,
@@ -80,6 +83,10 @@ class Shop:
     @step(retry=Retry())
     def stock(self, item: str, *, at: str = "") -> int:
         return 0
+
+    @workflow
+    async def order(self, item: str, *, count: int = 1) -> float:
+        return await self.price(item)
 
 
 @workflow
@@ -216,6 +223,33 @@ async def primitives_are_typed() -> None:
 
 async def a_child_has_the_type_of_its_result() -> None:
     assert_type(await checkout(42), str)
+    assert_type(await app.run(checkout(42), queue="gpu", detached=True), str)
+    assert_type(await app.start(checkout(42)), Handle[str])
+    assert_type(await perdure.map(resize, [1, 2], concurrency=2), list[tuple[int, int]])
+    assert_type(await asyncio.gather(checkout(42), resize(1)), tuple[str, tuple[int, int]])
+    async for result in perdure.as_completed([checkout(1), checkout(2)]):
+        assert_type(result, str)
+
+
+async def methods_are_typed() -> None:
+    shop = app.register("shop", Shop())
+    assert_type(shop, Shop)
+    assert_type(shop.order("chair", count=2), Invocation[float])
+    shop.order(1)  # type: ignore[arg-type]
+
+
+async def streams_forks_and_continuations_are_typed(handle: Handle[str]) -> None:
+    async for entry in handle.read_stream("tokens", type=str):
+        assert_type(entry, StreamEntry[str])
+        assert_type(entry.value, str)
+    for blocking in app.blocking.handle(handle.id).read_stream("tokens", type=int):
+        assert_type(blocking.value, int)
+    assert_type(await app.fork(handle.id, after="charge", patch={"charge": "paid"}), Handle[Any])
+    assert_type(await app.rewind(handle.id), Handle[Any])
+    await continue_as_new(checkout(43))
+
+
+async def children_in_groups_are_typed() -> None:
     async with asyncio.TaskGroup() as group:
         child = group.create_task(checkout(42, express=True))
     assert_type(child.result(), str)

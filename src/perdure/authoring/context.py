@@ -78,6 +78,11 @@ class Context(Current, Protocol):
         """Whether this is a workflow's own code, where a start is that of a child."""
         ...
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether this run of the code is over: it is only unwound."""
+        ...
+
     def child_key(self, name: str) -> str | None:
         """Draw the key of a child of that name; None in a step."""
         ...

@@ -44,6 +44,7 @@ class Invocation(Coroutine[Any, Any, R_co]):
         context = CURRENT.get()
         self.key = None if context is None else context.child_key(name)
         """Where a workflow's code made it: its place there."""
+        self._context = None if self.key is None else context
         self._running: Coroutine[Any, Any, R_co] | None = None
         self._used = False
 
@@ -86,7 +87,7 @@ class Invocation(Coroutine[Any, Any, R_co]):
         return self._running
 
     def __del__(self) -> None:
-        if not getattr(self, "_used", True):
+        if not getattr(self, "_used", True) and (self._context is None or not self._context.has_ended):
             warnings.warn(
                 f"workflow {self.name!r} was called but never started; use app.start(...) or app.run(...)",
                 RuntimeWarning,

@@ -90,8 +90,8 @@ class Parent(waiting.Waiter, Protocol):
 class Children:
     """What a run knows of its children."""
 
-    def __init__(self) -> None:
-        self.begun: dict[str, Recorded] = {}
+    def __init__(self, begun: dict[str, Recorded]) -> None:
+        self.begun = begun
         """What former runs started, by the keys of the calls."""
         self.known: set[UUID] = set()
         """All that the code has started so far."""
@@ -162,6 +162,11 @@ class Children:
                 CURRENT.reset(token)
             self._asking.add(asking)
             asking.add_done_callback(self._asking.discard)
+
+    def abandon(self) -> None:
+        """The run is over: another one will come by the same place, and ask."""
+        for asking in self._asking:
+            asking.cancel()
 
     async def cancelled(self) -> None:
         """Wait until all that are to end have been asked."""
@@ -244,7 +249,8 @@ async def outcome(run: Parent, key: str, id: UUID, *, is_new: bool = False, canc
         if cancels and not run.over:
             run.children.cancel(run, [id])
         raise
-    run.record(Checkpoint(key, "child", position, ended.status, ended.payload))
+    payload = ended.payload if ended.status == "success" else failures.from_child(ended.payload, id)
+    run.record(Checkpoint(key, "child", position, ended.status, payload))
     return ended
 
 

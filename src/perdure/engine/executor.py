@@ -15,7 +15,8 @@ from perdure.codec import Codec
 from perdure.engine.alarms import Alarms
 from perdure.engine.calls import Transactions
 from perdure.engine.children import Ended
-from perdure.engine.run import Exchange, Run
+from perdure.engine.ports import Exchange
+from perdure.engine.run import Run
 from perdure.engine.threads import Threads
 from perdure.engine.writer import Writer
 from perdure.errors import DatabaseUnavailable, RecoveryLimitExceeded

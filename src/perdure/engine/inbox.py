@@ -41,6 +41,8 @@ class Inbox:
         """The place of the last message that is known here."""
         self.questions: dict[int, UUID] = {}
         """The messages whose senders wait for an answer, by their places."""
+        self.has_given = False
+        """Whether the code has got a message from here."""
         self._received = received
         self._admits = admits
         self._waits = waits
@@ -49,8 +51,12 @@ class Inbox:
         self._given: dict[str, Message] = {}
         self.put(messages)
 
-    def put(self, messages: Iterable[Message]) -> None:
-        """These were sent, in the order of their places; what is known already is passed over."""
+    def put(self, messages: Iterable[Message]) -> bool:
+        """These were sent, in the order of their places; what is known already is passed over.
+
+        Returns whether there was something new.
+        """
+        before = self.after
         for message in messages:
             if message.place > self.after:
                 self.after = message.place
@@ -59,6 +65,7 @@ class Inbox:
                 if message.place not in self._received and self._admits(message):
                     self._topics.setdefault(message.topic, deque()).append(message)
                     self._give(message.topic)
+        return self.after > before
 
     def take(self, topic: str, key: str) -> Message | None:
         """The next message of a topic, for the call of that key; None: there is none for it."""
@@ -134,6 +141,7 @@ async def receive(run: Receiver, key: str, topic: str, limit: timedelta | None) 
         status = "success" if message is not None else "error"
         place, payload = (message.place, message.payload) if message is not None else (0, None)
         run.record(Checkpoint(key, "message", position, status, payload, place))
+        run.inbox.has_given |= message is not None
     except BaseException:
         if message is not None:
             run.inbox.put_back(message)

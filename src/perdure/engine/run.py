@@ -35,7 +35,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from random import Random
 from types import CodeType
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 from uuid import UUID
 
 from perdure import failures, telemetry
@@ -47,11 +47,12 @@ from perdure.engine.alarms import Alarms
 from perdure.engine.children import Children, Ended
 from perdure.engine.delivery import Delivery
 from perdure.engine.inbox import Inbox, receive
+from perdure.engine.memory import Memory
+from perdure.engine.ports import Exchange, Records
 from perdure.engine.scopes import Scope
 from perdure.engine.streams import Entry, PartOfStream, Streams
 from perdure.engine.threads import Threads
 from perdure.engine.waiting import Limit, Waits
-from perdure.engine.writer import Writing
 from perdure.errors import (
     DeadlineExceeded,
     InvalidArguments,
@@ -67,21 +68,18 @@ from perdure.model.keys import (
     CANCEL,
     CANCELLED,
     DEADLINE,
-    INPUT,
     RESULT,
     attempt_key,
-    attempted_key,
     child_key,
-    intended_key,
     intent_key,
-    parent_key,
     timer_key,
-    waited_key,
 )
 from perdure.model.records import Checkpoint, Claim, Message, Recorded, Suspension
 from perdure.model.retry import RetryAfter
 from perdure.starts import prepare
 from perdure.store.programs import NewWorkflow, Started
+
+T = TypeVar("T")
 
 _CANCELS = 3
 _LEFT_ALONE_SECONDS = 1.0
@@ -89,44 +87,8 @@ _STAYS_SECONDS = 1.0
 _STAYS_SECONDS_PER_CHECKPOINT = 0.001
 """A replay takes about a twentieth of that."""
 _CHANCE = Random()
-_UNFINISHED = {
-    "attempt": attempted_key,
-    "park": attempted_key,
-    "intent": intended_key,
-    "timer": waited_key,
-    "start": parent_key,
-}
-"""Kinds of what is recorded of steps and waits that may have no outcome yet, and how to tell whose it is."""
 _HOPELESS = (InvalidArguments, SerializationError, ReplayMismatch)
 """What a workflow that is tried again fails with again."""
-
-
-class Records(Protocol):
-    """Where a run's outcomes go: the writer's side of it."""
-
-    def record(self, run: Writing, checkpoint: Checkpoint, child: NewWorkflow | None = None) -> None: ...
-    def put_off(self, run: Writing, key: str, seconds: float, position: int) -> None: ...
-    def stream(self, run: Writing, entry: Entry, part: PartOfStream | None) -> None: ...
-    def complete(self, run: Writing, status: str, payload: str) -> None: ...
-    def suspend(self, run: Writing, suspension: Suspension) -> None: ...
-    def discard(self, run: Writing) -> None: ...
-
-
-class Exchange(Protocol):
-    """Where it goes what workflows say to each other."""
-
-    async def post(self, target: UUID, topic: str, payload: str, id: UUID, sender: UUID) -> None: ...
-    async def publish(self, owner: UUID, name: str, payload: str, id: UUID) -> None: ...
-    async def subscribe(self, owner: UUID, name: str, waiter: UUID) -> str | None: ...
-    async def refuse(self, id: UUID, question: UUID, answer: str) -> None: ...
-    async def cancel(self, ids: Iterable[UUID]) -> None: ...
-    async def set_attributes(self, id: UUID, attributes: str) -> None: ...
-    async def begin_anew(
-        self, worker_id: UUID, id: UUID, epoch: int, input: str, version: str, *, was_told: bool
-    ) -> str | None: ...
-    async def stream_end(self, owner: UUID, name: str) -> tuple[int, int]: ...
-    async def start(self, new: NewWorkflow) -> Started: ...
-    async def result(self, id: UUID, waiter: UUID) -> tuple[str, str] | None: ...
 
 
 class Host(Protocol):
@@ -168,11 +130,12 @@ class Host(Protocol):
         """Whether a client with these settings talks to this worker's database."""
         ...
 
-    async def begin_anew(self, run: Run, input: str) -> None:
+    def begin_anew(self, run: Run, input: str) -> Coroutine[Any, Any, None]:
         """Let its workflow begin again with that input."""
+        ...
 
     def run_rests(self, run: Run) -> bool:
-        """It waits for children, in memory: its slot is free meanwhile. False: it must not."""
+        """It waits for others, in memory: its slot is free meanwhile. False: it must not."""
         ...
 
     def run_moves(self, run: Run) -> None:
@@ -211,92 +174,50 @@ class Run:
         self.started_at = claim.started_at
         self.deadline: datetime | None = claim.deadline
         self.parent_id: UUID | None = claim.parent_id
-        self.children = Children()
+        memory = Memory(claim)
+        self.children = Children(memory.begun)
         self.streams = Streams()
-        self.origin = str(self.id)
+        self.origin = str(self.id) if memory.runs is None else f"{self.id}#{memory.runs}"
         """What idempotency keys begin with: the id, and which run of the code it is, since it continued as new."""
         self._continuation: str | None = None  # the input with which the workflow begins again
-        self._stays_until = 0.0  # it waits for children in memory for so long
+        self._stays_until = 0.0  # until when it rests in memory
         self._leaving: asyncio.TimerHandle | None = None
-        self.attempt = 1
+        self.attempt = memory.attempt
         self.over = False
         self.seen = claim.wakes
         """How often it had been woken when it last looked."""
         self.refusals = 0
         self.bodies: dict[str, tuple[int, float]] = {}
         """The steps whose bodies run now: key -> (attempt, loop time)."""
-        self.history: dict[str, Recorded] = {}
+        self.history = memory.outcomes
         """What was recorded and hasn't been asked for yet."""
-        self.failed_attempts: dict[str, Recorded] = {}
+        self.failed_attempts = memory.failed_attempts
         """The last failed attempt of steps that have no outcome yet."""
-        self.intents: dict[str, set[int]] = {}
+        self.intents = memory.intents
         """Attempts that were about to begin, of steps that record that."""
-        self.timers: dict[str, float] = {}
+        self.timers = memory.timers
         """Waits that began before: the key of each, and the seconds that were left of it."""
         self.waits = Waits(host.alarms)
         self._suspension: Suspension | None = None
-        self._requests: dict[str, str] = {}
-        self._cancelled_at: Recorded | None = None
+        self._requests = memory.requests
+        self._cancelled_at = memory.cancelled_at
         self._cancellation: str | None = None  # who asks it to end: $cancel or $deadline, once that is on its way
         self._reason = ""
         self._is_cancelled = False
-        self._pause = 0.0  # what is left until the next attempt at the whole workflow
-        self._begun_after = -1  # the outcome behind which a wait or step began that has no outcome yet
+        self._pause = memory.pause  # what is left until the next attempt at the whole workflow
+        self._begun_after = memory.begun_after  # the outcome behind which a wait or step began that has no outcome yet
         self._patches: dict[str, bool] = {}
         self._is_unwinding = False
+        self._input = memory.input
         self._ended: weakref.WeakSet[asyncio.Task[Any]] | None = None  # those of its tasks that ended by themselves
         self._task: asyncio.Task[None] | None = None
-        self._input = claim.input
-        position = 0
-        if claim.history:
-            position = self._remember(claim.history)
         received = frozenset(each.args_hash for each in self.history.values() if each.kind == "message")
         self.inbox = Inbox(claim.messages, received, self.waits, partial(_admits, host, workflow, self.id))
-        self.delivery = Delivery(host.loop, position, self._at_rest, self._moves)
+        self.delivery = Delivery(host.loop, memory.position, self._at_rest, self._moves)
         self._put = 0
         self._acknowledged = 0
         self._barriers: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._body_ended: asyncio.Future[None] | None = None
-
-    def _remember(self, history: tuple[Recorded, ...]) -> int:
-        """Sort the history by what it is for; returns the highest position."""
-        position = 0
-        for recorded in history:
-            if recorded.kind == "input":
-                self._input = recorded.payload or "{}"
-            elif recorded.kind in ("attempt", "park"):
-                step_key = attempted_key(recorded.key)
-                if step_key == RESULT:
-                    self.attempt = max(self.attempt, recorded.attempts + 1)
-                    self._pause = max(self._pause, recorded.remaining or 0.0)
-                    continue
-                known = self.failed_attempts.get(step_key)
-                if known is None or known.attempts < recorded.attempts:
-                    self.failed_attempts[step_key] = recorded
-            elif recorded.kind == "intent":
-                self.intents.setdefault(intended_key(recorded.key), set()).add(recorded.attempts)
-            elif recorded.kind == "timer":
-                self.timers[waited_key(recorded.key)] = recorded.remaining or 0.0
-                if recorded.key == timer_key(RESULT):
-                    self._pause = max(self._pause, recorded.remaining or 0.0)
-            elif recorded.kind == "start":
-                self.children.begun[parent_key(recorded.key)] = recorded
-            elif recorded.kind == "runs":
-                self.origin = f"{self.id}#{recorded.payload}"
-            elif recorded.kind == "request":
-                self._requests[recorded.key] = recorded.payload or "null"
-            elif recorded.kind == "cancel":
-                self._cancelled_at = recorded
-                position = max(position, recorded.position)
-            elif recorded.key != INPUT:
-                self.history[recorded.key] = recorded
-                position = max(position, recorded.position)
-        for recorded in history:
-            if recorded.kind in _UNFINISHED:
-                key = _UNFINISHED[recorded.kind](recorded.key)
-                if key not in self.history and key != RESULT:
-                    self._begun_after = max(self._begun_after, recorded.position)
-        return position
 
     # --- life ------------------------------------------------------------------------------------------------------
 
@@ -371,11 +292,7 @@ class Run:
         except RunEnded:
             return
         self.waits.frozen = True  # nobody asks it to end now: the next run is asked
-        token = CURRENT.set(None)  # what the pool does is none of the workflow's
-        try:
-            await self.host.begin_anew(self, input)
-        finally:
-            CURRENT.reset(token)
+        await self.outside(self.host.begin_anew(self, input))
         self.over = True
 
     @property
@@ -488,6 +405,7 @@ class Run:
             task.exception()
         self.waits.clear()
         self.streams.let_go()
+        self.children.abandon()
         barriers, self._barriers = self._barriers, deque()
         for _, future in barriers:
             if not future.done():
@@ -638,6 +556,16 @@ class Run:
         """Write to a stream from the body of a step."""
         await self.streams.open(self, name)
         self.streams.put(self, name, self.encoded(payload), key, attempt)
+
+    async def outside(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do something as nobody's task: what the pool and its driver do is none of the workflow's."""
+        token = CURRENT.set(None)
+        task = self.delivery.leave()
+        try:
+            return await work
+        finally:
+            self.delivery.enter(task)
+            CURRENT.reset(token)
 
     def put_in_stream(self, entry: Entry, part: PartOfStream | None) -> None:
         """Hand an entry to the writer."""
@@ -809,16 +737,19 @@ class Run:
         self._suspend(Suspension(kind, due, self.seen, hears=hears, awaits_child=awaits_child))
 
     def _stays(self) -> bool:
-        """Whether it waits for children in memory: the longer, the more a replay would cost.
+        """Whether it waits in memory: for children, or for the next message after it got one in this run.
 
-        So a fan-in that comes child by child isn't replayed for each, or not for more than a few percent of the time.
-        Its slot is free meanwhile: the children may need it.
+        The longer, the more a replay would cost: so a fan-in that comes child by child isn't replayed for each, or not
+        for more than a few percent of the time, and a conversation goes on at once. Its slot is free meanwhile: the
+        children may need it.
         """
-        if self.host.draining or not self.waits.has("child"):
+        is_talking = self.inbox.has_given and self.waits.has("message")
+        if self.host.draining or not (is_talking or self.waits.has("child")):
             return False
         now = self.host.loop.time()
         if not self._stays_until:  # news came since it last rested
-            self._stays_until = now + _STAYS_SECONDS + self.delivery.position * _STAYS_SECONDS_PER_CHECKPOINT
+            recorded = self.delivery.position + len(self.children.known)
+            self._stays_until = now + _STAYS_SECONDS + recorded * _STAYS_SECONDS_PER_CHECKPOINT
         if now >= self._stays_until or not self.host.run_rests(self):
             return False
         if self._leaving is None:
@@ -878,7 +809,8 @@ class Run:
         """
         self._requests |= requests
         self._heed()
-        self.inbox.put(messages)
+        if self.inbox.put(messages):
+            self._stays_until = 0.0
         resumed = [key for key in self.waits.of("operator") if key not in parked]
         if all(key in waiting for key in resumed):
             self.seen = max(self.seen, wakes)

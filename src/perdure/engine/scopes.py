@@ -65,6 +65,8 @@ class Running(Protocol):
     @property
     def origin(self) -> str: ...
     @property
+    def over(self) -> bool: ...
+    @property
     def attempt(self) -> int: ...
     @property
     def replaying(self) -> bool: ...
@@ -210,6 +212,10 @@ class Scope:
         return self.run.call(self.draw(step.name), step, args, kwargs)
 
     is_workflow = True
+
+    @property
+    def has_ended(self) -> bool:
+        return self.run.over
 
     def child_key(self, name: str) -> str:
         return self.draw(name)

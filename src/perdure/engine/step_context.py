@@ -68,6 +68,10 @@ class StepContext:
 
     is_workflow = False
 
+    @property
+    def has_ended(self) -> bool:
+        return self._run.over
+
     def child_key(self, name: str) -> None:
         """What is started in a step is no child."""
 

@@ -18,10 +18,13 @@ first looks where the stream ends, once; nobody else can write to it meanwhile.
 from __future__ import annotations
 
 import asyncio
-from typing import NamedTuple, Protocol
+from collections.abc import Coroutine
+from typing import Any, NamedTuple, Protocol, TypeVar
 from uuid import UUID
 
 from perdure.errors import RunEnded
+
+T = TypeVar("T")
 
 _MOST_PENDING = 1000
 
@@ -54,7 +57,7 @@ class Records(Protocol):
 class Exchange(Protocol):
     """Who knows where a stream ends."""
 
-    async def stream_end(self, owner: UUID, name: str) -> tuple[int, int]: ...
+    def stream_end(self, owner: UUID, name: str) -> Coroutine[Any, Any, tuple[int, int]]: ...
 
 
 class Host(Protocol):
@@ -75,6 +78,7 @@ class Writer(Protocol):
 
     @property
     def host(self) -> Host: ...
+    async def outside(self, work: Coroutine[Any, Any, T]) -> T: ...
     def put_in_stream(self, entry: Entry, part: PartOfStream | None) -> None: ...
 
 
@@ -94,7 +98,7 @@ class Streams:
                 self._room = run.host.loop.create_future()
             await asyncio.shield(self._room)
         if name not in self._ends:
-            end = (0, 0) if run.epoch == 1 else await run.host.exchange.stream_end(run.id, name)
+            end = (0, 0) if run.epoch == 1 else await run.outside(run.host.exchange.stream_end(run.id, name))
             self._ends.setdefault(name, end)  # another task may have been quicker, and have written
         if run.over:
             raise RunEnded

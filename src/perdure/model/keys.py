@@ -101,7 +101,7 @@ def waited_key(key: str) -> str:
 
 
 def child_key(key: str) -> str:
-    """Where it is recorded which child was started, or is waited for; `key` is for how it ended."""
+    """Where it is recorded which child was started; `key` is for how it ended."""
     return f"{key}#c"
 
 

@@ -132,6 +132,7 @@ class WorkflowInfo:
     waiting_for: str | None
     deadline: datetime | None
     completed_at: datetime | None
+    forked_from: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

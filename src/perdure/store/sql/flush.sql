@@ -245,8 +245,8 @@ WITH going AS MATERIALIZED (
     FROM born
     WHERE born.wake_at <= perdure.now()
 ), told AS (
-    INSERT INTO perdure.outbox (shard, id, target_id, created_at)
-    SELECT $1::int4, pg_catalog.gen_random_uuid(), item.parent_id, perdure.now()
+    INSERT INTO perdure.outbox (shard, id, target_id, worker_id, created_at)
+    SELECT $1::int4, pg_catalog.gen_random_uuid(), item.parent_id, $2::uuid, perdure.now()
     FROM unnest($52::uuid[]) AS item (parent_id)
     WHERE (SELECT yes FROM all_held)
 ), streamed AS (

@@ -162,9 +162,10 @@ WITH over AS MATERIALIZED (
              CASE pg_catalog.json_typeof(over.payload -> 'steps') WHEN 'array' THEN over.payload -> 'steps'
              ELSE '[]'::json END) AS step (key),
          LATERAL (
-             SELECT (payload #>> '{}')::uuid AS id
+             SELECT (payload ->> 'workflow_id')::uuid AS id
              FROM perdure.checkpoints
-             WHERE shard = $1::int4 AND workflow_id = over.workflow_id AND checkpoints.key = step.key || '#c'
+             WHERE shard = $1::int4 AND workflow_id = over.workflow_id AND checkpoints.key = step.key
+               AND kind = 'child'
              OFFSET 0) AS begun
     UNION
     SELECT row.id
@@ -187,16 +188,17 @@ WHERE (SELECT true FROM perdure.checkpoints
 -- the outbox. $1 shard int4 · $2 limit int4
 -- Locks what it takes (SKIP LOCKED), then the parents' entries in id order, then their waits rows. What is found in
 -- neither is taken when it has ended, or waits for nobody (it will look when it runs); else it moves in this moment, and
--- the next look finds it. left: how many those are. In an order, so that the index is read no further than the limit.
+-- the next look finds it. left: how many those are. running: who is to be told at once; others run where the child did,
+-- and have heard. In an order, so that the index is read no further than the limit.
 WITH picked AS MATERIALIZED (
-    SELECT id, target_id
+    SELECT id, target_id, worker_id
     FROM perdure.outbox
     WHERE shard = $1::int4
     ORDER BY id
     LIMIT $2::int4
     FOR UPDATE SKIP LOCKED
 ), entry AS MATERIALIZED (
-    SELECT workflow_id
+    SELECT workflow_id, worker_id
     FROM perdure.queue_entries
     WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT picked.target_id FROM picked))
     ORDER BY workflow_id
@@ -234,7 +236,10 @@ WITH picked AS MATERIALIZED (
     DELETE FROM perdure.outbox
     WHERE shard = $1::int4 AND id = ANY (ARRAY(SELECT settled.id FROM settled))
 )
-SELECT ARRAY(SELECT entry.workflow_id FROM entry) AS running,
+SELECT ARRAY(SELECT entry.workflow_id FROM entry
+             WHERE EXISTS (SELECT 1 FROM picked
+                           WHERE picked.target_id = entry.workflow_id
+                             AND picked.worker_id IS DISTINCT FROM entry.worker_id)) AS running,
        ARRAY(SELECT woken.queue FROM woken) AS queues,
        (SELECT pg_catalog.count(*) FROM picked) AS found,
        (SELECT pg_catalog.count(*) FROM picked) - (SELECT pg_catalog.count(*) FROM settled) AS left;
@@ -341,6 +346,156 @@ WITH parked AS MATERIALIZED (
     FROM woken
 )
 SELECT workflow_id, queue FROM known;
+
+-- :name outcomes
+-- The outcomes that a workflow's code has got, in order. $1 shard int4 · $2 id uuid
+SELECT key, position
+FROM perdure.checkpoints
+WHERE shard = $1::int4 AND workflow_id = $2::uuid AND kind IN ('step', 'value', 'sleep', 'message', 'child')
+ORDER BY position;
+
+-- :name fork
+-- nothing -> pending: a new workflow with a copy of the outcomes of another one, up to a place, some of them replaced.
+-- $1 shard int4 · $2 source uuid · $3 id uuid of the new one · $4 the last place int4 (null: all, but the failures that
+-- the source failed from) · $5 keys text[] and $6 payloads text[] of what is replaced · $7 version text
+-- Its epoch is as if it had run before, so its first claim loads the copy. The count of wakes goes on behind all places
+-- of messages in it. No row: there is no such source. Locks nothing.
+WITH source AS MATERIALIZED (
+    SELECT id, name, queue, priority, partition, attributes
+    FROM perdure.workflow_rows
+    WHERE shard = $1::int4 AND id = $2::uuid
+), failed AS MATERIALIZED (
+    SELECT step.key
+    FROM perdure.checkpoints AS result,
+         LATERAL pg_catalog.json_array_elements_text(
+             CASE pg_catalog.json_typeof(result.payload -> 'steps') WHEN 'array' THEN result.payload -> 'steps'
+             ELSE '[]'::json END) AS step (key)
+    WHERE result.shard = $1::int4 AND result.workflow_id = $2::uuid AND result.key = '$result'
+      AND result.status <> 'success' AND $4::int4 IS NULL
+), kept AS MATERIALIZED (
+    SELECT key, kind, position, status, payload, args_hash, attempts, version, started_at, created_at, worker_id
+    FROM perdure.checkpoints
+    WHERE shard = $1::int4 AND workflow_id = $2::uuid
+      AND (key = '$input'
+           OR kind IN ('step', 'value', 'sleep', 'message', 'child')
+              AND ($4::int4 IS NULL OR position <= $4::int4)
+              AND (status = 'success' OR (key IN (SELECT failed.key FROM failed)) IS NOT TRUE))
+), begun AS MATERIALIZED (
+    SELECT start.key, start.kind, start.position, start.status, start.payload, start.args_hash, start.attempts,
+           start.version, start.started_at, start.created_at, start.worker_id
+    FROM perdure.checkpoints AS start
+    WHERE start.shard = $1::int4 AND start.workflow_id = $2::uuid AND start.kind = 'start'
+      AND ((start.key IN (SELECT kept.key || '#c' FROM kept)) IS TRUE
+           OR ($4::int4 IS NULL OR start.position < $4::int4)
+              AND (SELECT true FROM perdure.checkpoints AS result
+                   WHERE result.shard = $1::int4 AND result.workflow_id = (start.payload #>> '{}')::uuid
+                     AND result.key = '$result'))
+), opened AS (
+    INSERT INTO perdure.workflow_rows
+        (shard, id, name, queue, priority, partition, attributes, version, forked_from, created_at)
+    SELECT $1::int4, $3::uuid, source.name, source.queue, source.priority, source.partition, source.attributes,
+           $7::text, source.id, perdure.now()
+    FROM source
+    ON CONFLICT DO NOTHING
+    RETURNING id, name, queue, priority, partition
+), copied AS (
+    INSERT INTO perdure.checkpoints
+        (shard, workflow_id, key, kind, position, status, payload, args_hash, attempts, version, started_at, created_at,
+         worker_id)
+    SELECT $1::int4, opened.id, item.key, item.kind, item.position,
+           CASE WHEN item.key = ANY ($5::text[]) THEN 'success' ELSE item.status END,
+           CASE WHEN item.key = ANY ($5::text[])
+                THEN (SELECT patch.payload FROM unnest($5::text[], $6::text[]) AS patch (key, payload)
+                      WHERE patch.key = item.key)::json
+                ELSE item.payload END,
+           item.args_hash, item.attempts, item.version, item.started_at, item.created_at, item.worker_id
+    FROM opened,
+         (SELECT * FROM kept UNION ALL SELECT * FROM begun) AS item
+), entered AS (
+    INSERT INTO perdure.queue_entries
+        (shard, workflow_id, queue, name, priority, partition, enqueued_at, epoch, wakes, version)
+    SELECT $1::int4, opened.id, opened.queue, opened.name, opened.priority, opened.partition, perdure.now(), 1,
+           COALESCE((SELECT pg_catalog.max(kept.args_hash) FROM kept WHERE kept.kind = 'message'), 0) >> 16, $7::text
+    FROM opened
+)
+SELECT id FROM opened;
+
+-- :name rewind
+-- success | error | cancelled -> pending: what lies behind a place is set aside, with the result and what is replaced.
+-- $1 shard int4 · $2 ids uuid[] · $3 token text: what tells this rewind from others · $4 the last place int4 (null: all
+-- stay, but the failures that the result came from) · $5 keys text[] and $6 payloads text[] of what is replaced
+-- The lock is the result's row. The deadline that was is no more. No row: it hasn't ended, or is rewound by another one.
+WITH ended AS (
+    UPDATE perdure.checkpoints
+    SET key = '$history/' || $3::text || '/$result', kind = 'history'
+    WHERE shard = $1::int4 AND workflow_id = ANY ($2::uuid[]) AND key = '$result'
+    RETURNING workflow_id, epoch, recoveries, started_at, payload, status
+), failed AS MATERIALIZED (
+    SELECT ended.workflow_id, step.key
+    FROM ended,
+         LATERAL pg_catalog.json_array_elements_text(
+             CASE pg_catalog.json_typeof(ended.payload -> 'steps') WHEN 'array' THEN ended.payload -> 'steps'
+             ELSE '[]'::json END) AS step (key)
+    WHERE ended.status <> 'success' AND $4::int4 IS NULL
+), kept AS MATERIALIZED (
+    SELECT workflow_id, key
+    FROM perdure.checkpoints
+    WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT ended.workflow_id FROM ended))
+      AND kind IN ('step', 'value', 'sleep', 'message', 'child')
+      AND ($4::int4 IS NULL OR position <= $4::int4)
+      AND (status = 'success'
+           OR ((workflow_id, key) IN (SELECT failed.workflow_id, failed.key FROM failed)) IS NOT TRUE)
+), aside AS (
+    UPDATE perdure.checkpoints
+    SET key = '$history/' || $3::text || '/' || key, kind = 'history'
+    WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT ended.workflow_id FROM ended))
+      AND kind NOT IN ('input', 'result', 'runs', 'history')
+      AND ((workflow_id, key) IN (SELECT kept.workflow_id, kept.key FROM kept)) IS NOT TRUE
+      AND NOT (kind = 'start'
+               AND (($4::int4 IS NULL OR position < $4::int4)
+                    OR ((workflow_id, key) IN (SELECT kept.workflow_id, kept.key || '#c' FROM kept)) IS TRUE))
+), former AS (
+    INSERT INTO perdure.checkpoints
+        (shard, workflow_id, key, kind, position, status, payload, args_hash, attempts, version, started_at, created_at,
+         worker_id, epoch)
+    SELECT $1::int4, was.workflow_id, '$history/' || $3::text || '/' || was.key, 'history', was.position, was.status,
+           was.payload, was.args_hash, was.attempts, was.version, was.started_at, was.created_at, was.worker_id,
+           was.epoch
+    FROM perdure.checkpoints AS was
+    WHERE was.shard = $1::int4 AND was.workflow_id = ANY (ARRAY(SELECT ended.workflow_id FROM ended))
+      AND was.key = ANY ($5::text[])
+), replaced AS (
+    UPDATE perdure.checkpoints
+    SET status = 'success',
+        payload = (SELECT patch.payload FROM unnest($5::text[], $6::text[]) AS patch (key, payload)
+                   WHERE patch.key = checkpoints.key)::json
+    WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT ended.workflow_id FROM ended))
+      AND key = ANY ($5::text[])
+), forgotten AS (
+    DELETE FROM perdure.deadlines
+    WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT ended.workflow_id FROM ended))
+), entered AS (
+    INSERT INTO perdure.queue_entries
+        (shard, workflow_id, queue, name, priority, partition, enqueued_at, started_at, epoch, recoveries, wakes, version,
+         parent_id)
+    SELECT $1::int4, ended.workflow_id, row.queue, row.name, row.priority, row.partition, perdure.now(),
+           ended.started_at, GREATEST(ended.epoch, 1), COALESCE(ended.recoveries, 0),
+           GREATEST(0,
+                    (SELECT pg_catalog.max(place) FROM perdure.message_rows
+                     WHERE shard = $1::int4 AND message_rows.workflow_id = ended.workflow_id),
+                    (SELECT pg_catalog.max(args_hash) FROM perdure.checkpoints AS received
+                     WHERE received.shard = $1::int4 AND received.workflow_id = ended.workflow_id
+                       AND received.kind = 'message')) >> 16,
+           row.version, row.parent_id
+    FROM ended,
+         LATERAL (
+             SELECT queue, name, priority, partition, version, parent_id
+             FROM perdure.workflow_rows
+             WHERE shard = $1::int4 AND id = ended.workflow_id
+             OFFSET 0) AS row
+    RETURNING workflow_id, queue
+)
+SELECT workflow_id, queue FROM entered;
 
 -- :name states
 -- What these workflows are, for what can't be done with them. No row: there is none. status null: it is being moved.

@@ -141,7 +141,7 @@ FROM unnest($1::uuid[]) AS item (id),
      LATERAL (
          SELECT id, name, key, status, queue, priority, partition, input::text AS input, output::text AS output,
                 error::text AS error, worker_id, epoch, recoveries, parent_id, version, attributes::text AS attributes,
-                created_at, started_at, updated_at, wake_at, waiting_for, deadline, completed_at
+                created_at, started_at, updated_at, wake_at, waiting_for, deadline, completed_at, forked_from
          FROM perdure.workflows
          WHERE id = item.id
          OFFSET 0) AS found;

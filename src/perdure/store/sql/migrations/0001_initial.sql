@@ -30,6 +30,7 @@ CREATE TABLE perdure.workflow_rows (
     parent_id uuid,
     -- Of a child: whether it goes on when its parent is cancelled.
     detached bool NOT NULL DEFAULT false,
+    forked_from uuid,
     deadline timestamptz,
     version text,
     attributes json,
@@ -45,7 +46,7 @@ CREATE TABLE perdure.checkpoints (
     workflow_id uuid NOT NULL,
     key text NOT NULL,
     kind text NOT NULL CHECK (kind IN ('input', 'step', 'attempt', 'park', 'intent', 'value', 'timer', 'sleep',
-                                       'message', 'start', 'await', 'child', 'request', 'cancel', 'result',
+                                       'message', 'start', 'child', 'request', 'cancel', 'result',
                                        'runs', 'history')),
     position int4 NOT NULL,
     status text NOT NULL CHECK (status IN ('success', 'error', 'cancelled')),
@@ -64,6 +65,8 @@ CREATE TABLE perdure.checkpoints (
 ) WITH (autovacuum_vacuum_insert_scale_factor = 0.05);
 
 CREATE INDEX checkpoints_failed ON perdure.checkpoints (shard, created_at) WHERE status = 'error';
+-- What somebody asks of a workflow is looked for while it runs, among thousands of checkpoints.
+CREATE INDEX checkpoints_requests ON perdure.checkpoints (shard, workflow_id) WHERE kind IN ('request', 'park');
 CREATE INDEX checkpoints_failed_results ON perdure.checkpoints (shard, workflow_id)
     WHERE key = '$result' AND status = 'error';
 
@@ -140,6 +143,8 @@ CREATE TABLE perdure.outbox (
     shard int4 NOT NULL,
     id uuid NOT NULL,
     target_id uuid NOT NULL,
+    -- The worker that ran the child to its end; null: somebody else ended it.
+    worker_id uuid,
     created_at timestamptz NOT NULL,
     PRIMARY KEY (shard, id)
 ) WITH (vacuum_truncate = off, autovacuum_vacuum_scale_factor = 0.0, autovacuum_vacuum_threshold = 2000);
@@ -291,7 +296,7 @@ SELECT row.id, row.name, row.key, 'pending'::text AS status, row.queue, row.prio
        NULL::jsonb AS output, NULL::jsonb AS error,
        entry.worker_id, entry.epoch, entry.recoveries, row.parent_id, row.version, row.attributes::jsonb AS attributes,
        row.created_at, entry.started_at, entry.enqueued_at AS updated_at,
-       NULL::timestamptz AS wake_at, NULL::text AS waiting_for, row.deadline, NULL::timestamptz AS completed_at
+       NULL::timestamptz AS wake_at, NULL::text AS waiting_for, row.deadline, NULL::timestamptz AS completed_at, row.forked_from
 FROM perdure.queue_entries AS entry
 JOIN perdure.workflow_rows AS row ON row.shard = entry.shard AND row.id = entry.workflow_id
 WHERE entry.shard = 1 AND row.shard = 1 AND CASE WHEN entry.worker_id IS NULL THEN true ELSE false END
@@ -302,7 +307,7 @@ SELECT row.id, row.name, row.key, 'running'::text, row.queue, row.priority, row.
        NULL::jsonb, NULL::jsonb,
        entry.worker_id, entry.epoch, entry.recoveries, row.parent_id, row.version, row.attributes::jsonb,
        row.created_at, entry.started_at, entry.started_at,
-       NULL::timestamptz, NULL::text, row.deadline, NULL::timestamptz
+       NULL::timestamptz, NULL::text, row.deadline, NULL::timestamptz, row.forked_from
 FROM perdure.queue_entries AS entry
 JOIN perdure.workflow_rows AS row ON row.shard = entry.shard AND row.id = entry.workflow_id
 WHERE entry.shard = 1 AND row.shard = 1 AND entry.worker_id IS NOT NULL
@@ -313,7 +318,7 @@ SELECT row.id, row.name, row.key, 'waiting'::text, row.queue, row.priority, row.
        NULL::jsonb, NULL::jsonb,
        NULL::uuid, wait.epoch, wait.recoveries, row.parent_id, row.version, row.attributes::jsonb,
        row.created_at, wait.started_at, wait.created_at,
-       wait.wake_at, wait.waiting_for, row.deadline, NULL::timestamptz
+       wait.wake_at, wait.waiting_for, row.deadline, NULL::timestamptz, row.forked_from
 FROM perdure.waits AS wait
 JOIN perdure.workflow_rows AS row ON row.shard = wait.shard AND row.id = wait.workflow_id
 WHERE wait.shard = 1 AND row.shard = 1
@@ -324,7 +329,7 @@ SELECT row.id, row.name, row.key, 'success'::text, row.queue, row.priority, row.
        result.payload::jsonb, NULL::jsonb,
        result.worker_id, result.epoch, result.recoveries, row.parent_id, row.version, row.attributes::jsonb,
        row.created_at, result.started_at, result.created_at,
-       NULL::timestamptz, NULL::text, row.deadline, result.created_at
+       NULL::timestamptz, NULL::text, row.deadline, result.created_at, row.forked_from
 FROM perdure.checkpoints AS result
 JOIN perdure.workflow_rows AS row ON row.shard = result.shard AND row.id = result.workflow_id
 WHERE result.shard = 1 AND row.shard = 1 AND result.key = '$result' AND result.status = 'success'
@@ -335,7 +340,7 @@ SELECT row.id, row.name, row.key, 'error'::text, row.queue, row.priority, row.pa
        NULL::jsonb, result.payload::jsonb,
        result.worker_id, result.epoch, result.recoveries, row.parent_id, row.version, row.attributes::jsonb,
        row.created_at, result.started_at, result.created_at,
-       NULL::timestamptz, NULL::text, row.deadline, result.created_at
+       NULL::timestamptz, NULL::text, row.deadline, result.created_at, row.forked_from
 FROM perdure.checkpoints AS result
 JOIN perdure.workflow_rows AS row ON row.shard = result.shard AND row.id = result.workflow_id
 WHERE result.shard = 1 AND row.shard = 1 AND result.key = '$result' AND result.status = 'error'
@@ -346,7 +351,7 @@ SELECT row.id, row.name, row.key, 'cancelled'::text, row.queue, row.priority, ro
        NULL::jsonb, result.payload::jsonb,
        result.worker_id, result.epoch, result.recoveries, row.parent_id, row.version, row.attributes::jsonb,
        row.created_at, result.started_at, result.created_at,
-       NULL::timestamptz, NULL::text, row.deadline, result.created_at
+       NULL::timestamptz, NULL::text, row.deadline, result.created_at, row.forked_from
 FROM perdure.checkpoints AS result
 JOIN perdure.workflow_rows AS row ON row.shard = result.shard AND row.id = result.workflow_id
 WHERE result.shard = 1 AND row.shard = 1 AND result.key = '$result' AND result.status = 'cancelled';
