@@ -263,14 +263,21 @@ class Proxy:
             fault.let_go()
         assert self._server is not None
         self._server.close()
-        await asyncio.sleep(0)  # what was accepted in this moment begins, so that it can be cancelled
-        left = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in left:
-            task.cancel()
-        await asyncio.gather(*left, return_exceptions=True)
+        await _turns()  # what was accepted in this moment becomes a connection, so that it can be ended
+        while left := asyncio.all_tasks() - {asyncio.current_task()}:
+            for task in left:
+                task.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
+            await _turns()
         for writer in self._writers:
             writer.transport.abort()
-        await asyncio.sleep(0)  # that is when their sockets are closed
+        await _turns()  # that is when their sockets are closed
+
+
+async def _turns() -> None:
+    """Let happen what waits only for its turn: asyncio takes several to accept a connection, or to end one."""
+    for _ in range(10):
+        await asyncio.sleep(0)
 
 
 async def _message(reader: asyncio.StreamReader) -> tuple[bytes, bytes, bytes]:
