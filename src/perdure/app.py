@@ -55,6 +55,8 @@ class App(Client):
         errors: Classes of errors that callers and workflows get as themselves.
         database_url: A PostgreSQL URL. None: `PERDURE_DATABASE_URL`, else the embedded server.
         schema: The schema that holds perdure's tables; two apps in one database don't meet if theirs differ.
+        connect_timeout: For how long a verb tries to reach the database before it raises `DatabaseUnavailable`.
+        pool_size: How many connections may be open at once, beside those of a worker.
         codec: Stands between payloads and the database: compression, encryption.
         version: The version of this code; by default a hash of it.
         retention: How long workflows are kept after their end, unless they say otherwise; None: for ever.
@@ -70,12 +72,14 @@ class App(Client):
         errors: Iterable[type[Exception]] = (),
         database_url: str | None = None,
         schema: str = "perdure",
+        connect_timeout: timedelta = timedelta(seconds=30),
+        pool_size: int = 4,
         codec: Codec | None = None,
         version: str | None = None,
         retention: timedelta | None = KEEP,
         strict: bool = False,
     ) -> None:
-        super().__init__(database_url, schema=schema)
+        super().__init__(database_url, schema=schema, connect_timeout=connect_timeout, pool_size=pool_size)
         if retention is not None and retention < timedelta(0):
             raise ValueError(f"retention={retention} is in the past; use 0 or more, or None")
         self._retention = retention

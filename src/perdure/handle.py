@@ -83,6 +83,9 @@ class Handle(Generic[R_co]):
     async def result(self, *, timeout: timedelta | None = None) -> R_co:
         """Wait until the workflow has ended, and return what it returned. In a workflow's own code it is recorded.
 
+        Args:
+            timeout: How long to wait; 0 asks whether it has ended.
+
         Raises:
             ResultTimeout: It hasn't ended in time; it goes on.
             WorkflowFailed: It failed; errors that the app knows, and built-in ones, are raised as themselves.
@@ -92,7 +95,13 @@ class Handle(Generic[R_co]):
         context = CURRENT.get()
         if context is not None and context.is_workflow:
             return await self._result_in(context, timeout)
-        waiting = self._owner.session().results.wait(self.id, is_known=self._is_known, is_local=self._is_local)
+        results = self._owner.session().results
+        if timeout is not None and timeout <= timedelta(0):
+            found = await results.look(self.id)
+            if found is None:
+                raise ResultTimeout(self.id)
+            return self._outcome(found)
+        waiting = results.wait(self.id, is_known=self._is_known, is_local=self._is_local)
         if timeout is None:
             return self._outcome(await waiting)
         limit = asyncio.timeout(timeout.total_seconds())
@@ -240,7 +249,13 @@ class Handle(Generic[R_co]):
     async def _event(self, name: str, timeout: timedelta | None) -> str:
         """The payload of an event of the workflow, as soon as it is there."""
         session = self._owner.session()
-        async with asyncio.timeout(None if timeout is None else timeout.total_seconds()):
+        seconds = None if timeout is None else timeout.total_seconds()
+        if seconds is not None and seconds <= 0:
+            found = await exchange.latest(session, self.id, name)
+            if found is None:
+                raise TimeoutError
+            return self._owner.decoded(found)
+        async with asyncio.timeout(seconds):
             for pause in backoff(_FIRST_SECONDS, _LOOK_SECONDS):
                 found = await exchange.latest(session, self.id, name)
                 if found is not None:
@@ -254,7 +269,7 @@ class Handle(Generic[R_co]):
         Args:
             name: The name that the workflow gave to `set_event`.
             type: What the value is.
-            timeout: How long to wait.
+            timeout: How long to wait; 0 asks whether it is there.
 
         Raises:
             TimeoutError: It wasn't set in time.

@@ -13,7 +13,7 @@ from uuid import UUID
 
 import psycopg
 
-from perdure.errors import ConfigurationError, WorkflowNotFound
+from perdure.errors import WorkflowNotFound
 from perdure.model.records import Result
 from perdure.store.arrays import Uuids
 from perdure.store.database import Database, Interrupted
@@ -72,6 +72,18 @@ class Results:
             waiters.remove(future)
             if not waiters and self._waiters.get(id) is waiters:
                 self._forget(id)
+
+    async def look(self, id: UUID) -> Result | None:
+        """The result of a workflow; None: it hasn't ended.
+
+        Raises:
+            WorkflowNotFound: There is no such workflow.
+        """
+        for row in await self._database.attempt("results", SHARD, Uuids([id])):
+            return Result(row.workflow_id, row.status, row.payload)
+        if not await self._database.attempt("started", SHARD, Uuids([id])):
+            raise WorkflowNotFound(id)
+        return None
 
     def hint(self, id: UUID) -> None:
         """That workflow has ended, somebody says."""
@@ -141,7 +153,7 @@ class Results:
                 await self._check([id for id in chunk if id in self._unseen])
             except (Interrupted, psycopg.Error):
                 return  # the next look will tell
-            except ConfigurationError as error:
+            except Exception as error:  # looking again wouldn't help, and those who ask later must not wait for ever
                 self._tell_all(chunk, error)
 
     async def _check(self, ids: list[UUID]) -> None:

@@ -233,8 +233,11 @@ class Worker:
         self.look_around()
 
     def look_around(self) -> None:
-        """Look now at what is looked at now and then."""
-        for part in (self._timers, self._recovery, self._maintenance, self._claimer):
+        """Look now at what is looked at now and then.
+
+        The claimer first: it gives way to whoever has the turn, and would find it taken by the others time and again.
+        """
+        for part in (self._claimer, self._timers, self._recovery, self._maintenance):
             part.wake()
 
     @property

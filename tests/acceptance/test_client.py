@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 from uuid import uuid4 as any_uuid
 
@@ -172,7 +172,27 @@ async def test_a_timeout_of_nothing_asks_whether_it_is_there(app: App) -> None:
     handle = await app.start(nothing())
     with pytest.raises(ResultTimeout):
         await app.handle(handle.id).result(timeout=timedelta(milliseconds=1))
+    with pytest.raises(ResultTimeout):
+        await app.handle(handle.id).result(timeout=timedelta(0))
     await served(app, handle)
+    async with Client(app.settings.database_url, schema=app.settings.schema) as other:
+        assert await other.handle(handle.id).result(timeout=timedelta(0)) == "done"
+        with pytest.raises(WorkflowNotFound):
+            await other.handle(any_uuid()).result(timeout=timedelta(0))
+        with pytest.raises(WorkflowNotFound):
+            await other.handle(any_uuid()).result(timeout=timedelta(0))
+
+
+async def test_an_error_of_the_look_for_results_is_told_to_who_waits_and_to_nobody_later(app: App) -> None:
+    @app.workflow
+    async def nothing() -> str:
+        return "done"
+
+    results = app.session().results
+    with pytest.raises(AttributeError):
+        await asyncio.wait_for(results.wait(cast("UUID", "no id")), SOON.total_seconds())
+    async with app.worker():
+        assert await app.run(nothing()) == "done"
 
 
 async def test_a_caller_that_no_longer_waits_does_no_harm(app: App) -> None:

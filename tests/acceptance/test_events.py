@@ -77,6 +77,21 @@ async def test_a_caller_waits_for_an_event(app: App) -> None:
         assert await waiting is None
 
 
+async def test_a_timeout_of_nothing_asks_whether_it_is_there(app: App) -> None:
+    counts = declare_steps(app)
+
+    @app.workflow
+    async def silent() -> None:
+        await recv("end")
+
+    async with app.worker():
+        handle = await app.start(counts(3))
+        await handle.result(timeout=SOON)
+        assert await handle.get_event("progress", type=Progress, timeout=timedelta(0)) == Progress(3, 3)
+        with pytest.raises(TimeoutError):
+            await (await app.start(silent())).get_event("progress", timeout=timedelta(0))
+
+
 async def test_a_workflow_waits_for_an_event_of_another_one_out_of_memory(app: App, events: Any, sql: Sql) -> None:
     @app.workflow
     async def leader() -> None:

@@ -120,7 +120,7 @@ TESTING = {
 VARIABLES = {
     "PERDURE_DATABASE_URL": "the database, where no argument says it",
     "PERDURE_TEST_DATABASE_URL": "the server for tests (`perdure.testing`); without it, the embedded one",
-    "PERDURE_SCHEMA": "the schema, for the command line",
+    "PERDURE_SCHEMA": "the schema, for commands that name no app; an app says its own",
     "PERDURE_MIGRATE": "`off`: the schema isn't brought up to date at first use; run `perdure migrate`",
     "PERDURE_EMBEDDED": "`off`: never start the embedded PostgreSQL; `on`: also under Kubernetes",
     "PERDURE_EMBEDDED_DIR": "where the data of embedded servers lives",

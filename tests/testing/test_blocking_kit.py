@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from perdure import Status, WrongPlace
+from perdure import Handle, Status, WrongPlace
 from perdure.testing import BlockingKit, Kit, TestBed
 
 from . import flows
@@ -18,6 +18,7 @@ DAY = timedelta(days=1)
 
 
 def test_blocking_code_has_the_same_kit(bed: Bed) -> None:
+    seen: list[Status] = []
     with bed(flows.app) as kit:
         charging = kit.fake(flows.charge, returns="faked")
         began = kit.clock.now()
@@ -31,6 +32,13 @@ def test_blocking_code_has_the_same_kit(bed: Bed) -> None:
         assert kit.run(flows.checkout(2)) == "faked"
         assert len(charging.calls) == 2
         assert kit.crash_everywhere(flows.checkout(3)).reran == ("charge",)
+
+        async def look(handle: Handle[str]) -> None:
+            await kit.kit.idle()
+            seen.append(await handle.status())
+
+        assert kit.crash_everywhere(flows.checkout(3), drive=look).reran == ("charge",)
+        assert Status.WAITING in seen
         kit.stop_worker()
         waiting = flows.app.blocking.start(flows.checkout(4))
         assert waiting.status() is Status.PENDING

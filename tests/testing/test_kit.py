@@ -194,6 +194,24 @@ async def test_a_queue_that_is_paused_is_at_rest(bed: Bed) -> None:
         assert await handle.status() is Status.PENDING
 
 
+async def test_idle_finds_what_became_claimable_without_being_told(bed: Bed) -> None:
+    app = App("kit")
+
+    @app.workflow(queue="paused")
+    async def flow() -> None: ...
+
+    async with bed(app) as kit:
+        handles: list[Any] = []
+        for _ in range(10):
+            async with app.session().database.connection() as connection:
+                await connection.execute(f"INSERT INTO \"{kit.schema}\".queue_rows VALUES (1, 'paused', true, now())")
+                handles.append(await app.start(flow()))
+                await kit.idle()
+                await connection.execute(f'DELETE FROM "{kit.schema}".queue_rows')
+            await kit.idle()
+        assert {await handle.status() for handle in handles} == {Status.SUCCESS}
+
+
 async def test_idle_says_what_goes_on(bed: Bed) -> None:
     app = App("kit")
 

@@ -230,8 +230,9 @@ def step(fn: Callable[..., Any] | None = None, /, **options: Any) -> Any:
         pure: It has no effects, so it needn't wait until what came before it is durable.
         idempotent: Running it again, after a crash, does no harm; `perdure.testing.crash_everywhere` lists those of
             which nobody says so.
-        on_exhausted: What happens when its last attempt has failed: "fail" raises in the workflow; "park" lets the
-            workflow wait for an operator, who sees to the cause and resumes it.
+        on_exhausted: What happens when its last attempt has failed, the last that `retry` allows or one with an error
+            that isn't retried: "fail" raises in the workflow; "park" lets the workflow wait for an operator, who sees
+            to the cause and resumes it.
         in_doubt: What happens to an attempt that a crash cut short, so that nobody knows whether it took effect.
             "rerun": the step runs again. "park": the workflow waits for an operator. An `async def`: it is called with
             the step's arguments, and finds the same `current().idempotency_key`; what it returns is the step's outcome,

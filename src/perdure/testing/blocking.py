@@ -43,53 +43,54 @@ class BlockingKit:
     Attributes:
         app: The app.
         clock: The database's clock, which stands still until `clock.advance(...)`.
+        kit: The same kit with `await`, for what runs on the loop of the blocking verbs: `drive=` of `crash_everywhere`.
     """
 
     def __init__(self, kit: Kit) -> None:
-        self._kit = kit
+        self.kit = kit
         self.app: App = kit.app
         self.clock: BlockingClock
 
     @property
     def database_url(self) -> str:
         """The server; `using=` of transactional steps must lead there, too."""
-        return self._kit.database_url
+        return self.kit.database_url
 
     @property
     def schema(self) -> str:
         """The schema of the test."""
-        return self._kit.schema
+        return self.kit.schema
 
     def __enter__(self) -> Self:
-        PORTAL.run(self._kit.__aenter__(), "perdure_app()")
-        self.clock = BlockingClock(self._kit.clock)
+        PORTAL.run(self.kit.__aenter__(), "perdure_app()")
+        self.clock = BlockingClock(self.kit.clock)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        PORTAL.run(self._kit.__aexit__(kind, error, trace), "perdure_app()")
+        PORTAL.run(self.kit.__aexit__(kind, error, trace), "perdure_app()")
 
     def idle(self, *, timeout: timedelta = PATIENCE) -> None:
-        PORTAL.run(self._kit.idle(timeout=timeout), "kit.idle()")
+        PORTAL.run(self.kit.idle(timeout=timeout), "kit.idle()")
 
     def finish(self, handle: BlockingHandle[R], *, timeout: timedelta = PATIENCE) -> R:
-        return PORTAL.run(self._kit.finish(handle.handle, timeout=timeout), "kit.finish()")
+        return PORTAL.run(self.kit.finish(handle.handle, timeout=timeout), "kit.finish()")
 
     def run(self, invocation: Invocation[R], /, **options: Any) -> R:
-        return PORTAL.run(self._kit.run(invocation, **options), "kit.run()")
+        return PORTAL.run(self.kit.run(invocation, **options), "kit.run()")
 
     def crash(self) -> None:
         PORTAL.run(self._crash(), "kit.crash()")
 
     async def _crash(self) -> None:
-        self._kit.crash()
+        self.kit.crash()
 
     def start_worker(self) -> None:
-        PORTAL.run(self._kit.start_worker(), "kit.start_worker()")
+        PORTAL.run(self.kit.start_worker(), "kit.start_worker()")
 
     def stop_worker(self) -> None:
-        PORTAL.run(self._kit.stop_worker(), "kit.stop_worker()")
+        PORTAL.run(self.kit.stop_worker(), "kit.stop_worker()")
 
     def fake(
         self,
@@ -99,11 +100,11 @@ class BlockingKit:
         raises: BaseException | type[BaseException] | None = None,
         calls: Callable[..., Any] | None = None,
     ) -> Fake:
-        return self._kit.fake(step, returns=returns, raises=raises, calls=calls)
+        return self.kit.fake(step, returns=returns, raises=raises, calls=calls)
 
     def replay(self, workflow: BlockingHandle[Any] | Mapping[str, Any]) -> Replayed:
         handle = workflow.handle if isinstance(workflow, BlockingHandle) else workflow
-        return PORTAL.run(self._kit.replay(handle), "kit.replay()")
+        return PORTAL.run(self.kit.replay(handle), "kit.replay()")
 
     def crash_everywhere(
         self,
@@ -115,5 +116,5 @@ class BlockingKit:
         kill: bool = False,
         most: int = 500,
     ) -> CrashReport:
-        crashing = self._kit.crash_everywhere(invocation, drive=drive, same=same, kill=kill, most=most)
+        crashing = self.kit.crash_everywhere(invocation, drive=drive, same=same, kill=kill, most=most)
         return PORTAL.run(crashing, "kit.crash_everywhere()")
