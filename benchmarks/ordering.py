@@ -158,12 +158,13 @@ class _Host:
 
     # --- the writer ------------------------------------------------------------------------------------------------
 
-    def record(self, run: Any, checkpoint: Checkpoint) -> None:
+    def record(self, run: Any, checkpoint: Checkpoint, *, is_patient: bool = False) -> None:
         run.written(1)
 
     def complete(self, run: Any, status: str, payload: str) -> None:
         self._ended.pop(run.id).set_result(status)
 
+    def hurry(self) -> None: ...
     def put_off(self, run: Any, key: str, seconds: float, position: int) -> None: ...
     def suspend(self, run: Any, suspension: Any) -> None: ...
     def discard(self, run: Any) -> None: ...

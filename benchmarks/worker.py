@@ -1,27 +1,33 @@
-"""A worker of perdure: `python -m benchmarks.worker CONCURRENCY`; ends when its stdin does."""
+"""A worker as `perdure worker` makes it: `python -m benchmarks.worker CONCURRENCY`; it ends when its stdin does."""
 
 from __future__ import annotations
 
-import asyncio
+import os
+import signal
 import sys
-from datetime import timedelta
+import threading
 
-from benchmarks.program import app
+from perdure import telemetry
+from perdure.cli import cli
 
 
-async def main(concurrency: int) -> None:
-    """Say so, work, and stop in order."""
-    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+def main(concurrency: str) -> None:
+    """Run the command, as a user would."""
 
-    def parent_is_done() -> None:
-        loop.remove_reader(0)
-        stop.set()
+    def tell(event: telemetry.Event) -> None:
+        if isinstance(event, telemetry.WorkerStarted):
+            unsubscribe()  # who listens to all events pays for them
+            print("works", flush=True)
 
-    loop.add_reader(0, parent_is_done)
-    async with app, app.worker(concurrency=concurrency, grace=timedelta(seconds=5)):
-        print("works", flush=True)
-        await stop.wait()
+    unsubscribe = telemetry.subscribe(tell)
+    threading.Thread(target=_end_with_stdin, daemon=True).start()
+    cli(["worker", "benchmarks.program:app", "--concurrency", concurrency, "--grace", "5", "--log-level", "warning"])
+
+
+def _end_with_stdin() -> None:
+    sys.stdin.read()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 if __name__ == "__main__":
-    asyncio.run(main(int(sys.argv[1])))
+    main(sys.argv[1])

@@ -137,12 +137,15 @@ class Session:
 
     def _say_waiting(self) -> None:
         self.listen()
-        self.notifier.notify("waiting")
+        self.notifier.notify("waiting ")
         if self._resident is not None:
             self._resident.results_wanted()
 
     def _on_hint(self, hint: str) -> None:
+        if self.notifier.is_own(hint):
+            return
         kind, _, rest = hint.partition(" ")
+        kind = kind.partition("@")[0]
         if kind == "queue" and self._resident is not None:
             self._resident.hint(rest)
         elif kind == "waiting":

@@ -149,7 +149,7 @@ class Worker:
             time=self._lease.time,
             exchange=Exchange(session),
             settings=session.settings,
-            on_child_ended=lambda: self._parents.child_ended(),
+            on_child_ended=lambda is_told: self._parents.child_ended(is_told=is_told),
             on_pending=self._pending_again,
             on_children_wanted=self._children_wanted,
             on_slot=lambda: self._claimer.slot_freed(),

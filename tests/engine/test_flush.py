@@ -11,7 +11,8 @@ import psycopg
 import pytest
 
 from perdure import telemetry
-from perdure.engine.writer import Writer
+from perdure.engine.writer import _PATIENCE_SECONDS, Writer
+from perdure.model.records import Suspension
 from perdure.store.arrays import BigInts, Uuids
 from perdure.store.statements import SHARD
 
@@ -40,6 +41,49 @@ async def taken_over(database: FaultyDatabase, sql: Sql, run: FakeRun) -> FakeRu
     other = await register(database)
     sql("UPDATE queue_entries SET worker_id = %s, epoch = epoch + 1 WHERE workflow_id = %s", other, run.id)
     return FakeRun(run.id, other, run.epoch + 1)
+
+
+# --- patience ------------------------------------------------------------------------------------------------------
+
+
+async def test_outcomes_that_can_wait_make_few_flushes(
+    database: FaultyDatabase, writer: Writer, me: UUID, events: Any
+) -> None:
+    (run,) = await held(database, me, 1)
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    for number in range(500):
+        writer.record(run, outcome(f"child#{number}", position=number), is_patient=True)
+        await asyncio.sleep(0)
+    while run.durable < 500:
+        await run.told()
+    elapsed = loop.time() - began
+    assert 1 <= len(events.of(telemetry.FlushBegins)) <= 1 + elapsed / _PATIENCE_SECONDS
+
+
+@pytest.mark.parametrize("what", ["another outcome", "another run", "the end", "a suspension", "somebody who waits"])
+async def test_outcomes_that_can_wait_go_with_the_first_that_cannot(
+    database: FaultyDatabase, writer: Writer, me: UUID, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    monkeypatch.setattr("perdure.engine.writer._PATIENCE_SECONDS", 3600.0)
+    run, other = await held(database, me, 2)
+    writer.record(run, outcome("child"), is_patient=True)
+    for _ in range(10):
+        await asyncio.sleep(0)  # the writer waits by now
+    writer.record(run, outcome("another child", position=2), is_patient=True)
+    match what:
+        case "another outcome":
+            writer.record(run, outcome("step", position=3))
+        case "another run":
+            writer.record(other, outcome("step"))
+        case "the end":
+            writer.complete(run, "success", "1")
+        case "a suspension":
+            writer.suspend(run, Suspension("timer", 3600.0, 0))
+        case _:
+            writer.hurry()
+    while run.durable < 2:
+        await asyncio.wait_for(run.told(), 20)
 
 
 # --- the fence -----------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
+from contextvars import copy_context
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -24,26 +25,31 @@ async def map(fn: Callable[[Item], Awaitable[R]], items: Iterable[Item], /, *, c
     if concurrency < 1:
         raise ValueError(f"concurrency={concurrency} calls nothing; use 1 or more")
     results: dict[int, R] = {}
-    running: dict[asyncio.Task[R], int] = {}
-    ended: asyncio.Queue[asyncio.Task[R]] = asyncio.Queue()  # `asyncio.wait` would look at all of them for each
     left = enumerate(items)
+    here = copy_context()  # the tasks are siblings, whoever has made room for them
+    failed = False
+
+    async def call(number: int, item: Item) -> None:
+        nonlocal failed
+        try:
+            results[number] = await fn(item)
+        except BaseException:
+            failed = True
+            raise
+        begin()
+
+    def begin() -> bool:
+        if failed or (following := next(left, None)) is None:
+            return False
+        number, item = following
+        here.run(group.create_task, call(number, item), name=f"map[{number}]")
+        return True
+
     try:
-        while True:
-            while len(running) < concurrency and (following := next(left, None)) is not None:
-                number, item = following
-                task = asyncio.create_task(_call(fn, item), name=f"map[{number}]")
-                task.add_done_callback(ended.put_nowait)
-                running[task] = number
-            if not running:
-                return [results[number] for number in range(len(results))]
-            task = await ended.get()
-            results[running.pop(task)] = task.result()
-    finally:
-        for task in running:
-            task.cancel()
-        if running:
-            await asyncio.gather(*running, return_exceptions=True)
-
-
-async def _call(fn: Callable[[Item], Awaitable[R]], item: Item) -> R:
-    return await fn(item)
+        async with asyncio.TaskGroup() as group:
+            for _ in range(concurrency):
+                if not begin():
+                    break
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [results[number] for number in range(len(results))]

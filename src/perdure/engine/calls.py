@@ -51,6 +51,7 @@ from perdure.authoring.steps import Step
 from perdure.engine import waiting
 from perdure.engine.alarms import Alarms
 from perdure.engine.delivery import Delivery
+from perdure.engine.memory import Memory
 from perdure.engine.scopes import Scope
 from perdure.engine.step_context import StepContext
 from perdure.engine.threads import Threads
@@ -89,22 +90,21 @@ class Caller(Protocol):
 
     id: UUID
     name: str
-    origin: str
     worker_id: UUID
     epoch: int
     over: bool
     delivery: Delivery
     bodies: dict[str, tuple[int, float]]
     history: dict[str, Recorded]
-    failed_attempts: dict[str, Recorded]
-    intents: dict[str, set[int]]
+    memory: Memory
     seen: int
     deadline: datetime | None
-    timers: dict[str, float]
     waits: Waits
 
     @property
     def host(self) -> Host: ...
+    @property
+    def origin(self) -> str: ...
     @property
     def is_asked_to_end(self) -> bool: ...
     @property
@@ -112,7 +112,7 @@ class Caller(Protocol):
     async def durable(self) -> None: ...
     def forget_body(self, key: str) -> None: ...
     async def body_ended(self) -> None: ...
-    def record(self, checkpoint: Checkpoint) -> None: ...
+    def record(self, checkpoint: Checkpoint, *, is_patient: bool = False) -> None: ...
     def put_off(self, key: str, seconds: float) -> None: ...
     def hand_over(self) -> None: ...
     def lost(self, reason: str) -> None: ...
@@ -235,7 +235,7 @@ class Call:
         value = await self._value()
         text, value = self.settled(value)
         position = await self.run.delivery.turn()
-        self.run.record(self.checkpoint(position, "success", text, began))
+        self.run.record(self.checkpoint(position, "success", text, began), is_patient=self.step.pure)
         self.told("success")
         return value
 
@@ -462,9 +462,9 @@ class Call:
 
     async def _resume(self) -> None:
         """Go on after the attempts that were recorded, and with what is left of the pause."""
-        left = self.run.timers.pop(self.key, 0.0)
-        last = self.run.failed_attempts.pop(self.key, None)
-        intents = self.run.intents.pop(self.key, None)
+        left = self.run.memory.timers.pop(self.key, 0.0)
+        last = self.run.memory.failed_attempts.pop(self.key, None)
+        intents = self.run.memory.intents.pop(self.key, None)
         if last is not None:
             if last.kind == "park":
                 return await self._parked()

@@ -250,7 +250,7 @@ async def outcome(run: Parent, key: str, id: UUID, *, is_new: bool = False, canc
             run.children.cancel(run, [id])
         raise
     payload = ended.payload if ended.status == "success" else failures.from_child(ended.payload, id)
-    run.record(Checkpoint(key, "child", position, ended.status, payload))
+    run.record(Checkpoint(key, "child", position, ended.status, payload), is_patient=True)
     return ended
 
 

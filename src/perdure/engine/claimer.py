@@ -323,16 +323,17 @@ class Claimer(Loop):
             and not any(release.workflow_id == id for release in self._releases)
         }
         gone = [id for id, run in before.items() if not run.over and held.get(id) != run.epoch]
-        if unknown:
-            rows = await self._database.attempt(
+        released: Sequence[Any] = ()
+        if unknown:  # some of them may have ended in this moment: those it doesn't find
+            released = await self._database.attempt(
                 "release", SHARD, worker_id, Uuids(unknown), BigInts(unknown.values()), 0
             )
-            self._on_released({row.queue for row in rows})
-            for row in rows:
+            self._on_released({row.queue for row in released})
+            for row in released:
                 self.hint(row.queue)
         dropped = executor.drop(gone, "the database says that this worker doesn't hold it")
-        if unknown or dropped:
-            telemetry.emit(telemetry.Reconciled(worker_id=worker_id, released=len(unknown), dropped=dropped))
+        if released or dropped:
+            telemetry.emit(telemetry.Reconciled(worker_id=worker_id, released=len(released), dropped=dropped))
         self._reconcile = False
         self._disagreements = 0
 

@@ -27,7 +27,7 @@ too, when something changes after that (`on_move`). Thousands of tasks may wait 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+import math
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from heapq import heappop, heappush
@@ -37,6 +37,8 @@ from perdure.engine import foreign
 
 _QUIET_TURNS = 4
 _MANY = 8
+_LAST = math.inf
+"""When what waits until nothing recorded is left arrives: behind all outcomes."""
 _Future = asyncio.Future[int]
 
 
@@ -63,7 +65,6 @@ class Delivery:
         "_going_on",
         "_held",
         "_loop",
-        "_new",
         "_on_move",
         "_on_rest",
         "_order",
@@ -103,7 +104,6 @@ class Delivery:
         self._on_move = on_move
         self._recorded: list[tuple[int, int, _Future]] = []
         self._arrived: list[tuple[float, int, _Future]] = []
-        self._new: deque[_Future] = deque()
         self._order = 0
         self._quiet = 0
         self._held = False
@@ -222,10 +222,7 @@ class Delivery:
         """Wait until nothing recorded can be delivered any more: then a body may start."""
         if self.is_simple:
             return
-        future: _Future = self._loop.create_future()
-        self._new.append(future)
-        self.look()
-        await self._wait(future)
+        await self._wait(self.arrived(_LAST))
 
     @contextmanager
     def held_turn(self) -> Generator[None]:
@@ -274,7 +271,7 @@ class Delivery:
         if self._resting:
             self._resting = False
             self._on_move()
-        if not self._scheduled and (self._recorded or self._arrived or self._new or self._dormant):
+        if not self._scheduled and (self._recorded or self._arrived or self._dormant):
             self._scheduled = True
             self._loop.call_soon(self._look)
 
@@ -291,7 +288,7 @@ class Delivery:
     def _look(self) -> None:
         self._scheduled = False
         self._going_on = None
-        is_waited_for = bool(self._recorded or self._arrived or self._new)
+        is_waited_for = bool(self._recorded or self._arrived)
         if self._held or not (is_waited_for or self._dormant):
             return
         turns = self._turns_to_rest()
@@ -344,14 +341,10 @@ class Delivery:
                 future.set_result(position)
                 return
         while self._arrived:
-            _, _, future = heappop(self._arrived)
+            at, _, future = heappop(self._arrived)
             if not future.done():
-                future.set_result(self.next())
+                future.set_result(0 if at == _LAST else self.next())
                 return
-        while self._new:
-            future = self._new.popleft()
-            if not future.done():
-                future.set_result(0)
 
 
 def _nothing() -> None:

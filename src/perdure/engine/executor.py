@@ -58,7 +58,7 @@ class Executor:
         time: Callable[[], datetime],
         exchange: Exchange,
         settings: object,
-        on_child_ended: Callable[[], None],
+        on_child_ended: Callable[[bool], None],
         on_pending: Callable[[set[str]], None],
         on_children_wanted: Callable[[UUID], None],
         on_slot: Callable[[], None],
@@ -285,7 +285,7 @@ class Executor:
             parent = self.runs.get(run.parent_id)
             if parent is not None:
                 parent.child_ended(run.id, Ended(status, payload))
-            self._on_child_ended()
+            self._on_child_ended(parent is not None)
         self._on_result(run.id, status, payload)
 
     def run_suspended(self, run: Run, waiting_for: str, seconds: float | None) -> None:

@@ -7,13 +7,14 @@ Every worker looks, soon after children ended here, and now and then for what ot
 flush and this). Who finds a note locks it, so it is dealt with once. A parent that moves between its entry and its
 `waits` row in this moment is found in neither: its note stays for the next look.
 
-A parent that runs here has heard already, from the child; so there is no hurry.
+A parent that runs here has heard already, from the child: its notes wait for others a little longer.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from uuid import UUID
 
 from perdure.engine.loop import Loop, Turns
@@ -22,6 +23,7 @@ from perdure.store.statements import SHARD
 
 _LOOK_SECONDS = 1.0
 _PAUSE_SECONDS = 0.005
+_LONG_PAUSE_SECONDS = 0.025
 _MOST = 500
 
 
@@ -43,10 +45,13 @@ class Parents(Loop):
         self._on_woken = on_woken
         self._on_asked = on_asked
         self._has_notes = False
+        self._hurried = asyncio.Event()
 
-    def child_ended(self) -> None:
-        """There is a note."""
+    def child_ended(self, *, is_told: bool) -> None:
+        """There is a note; its parent may have been told."""
         self._has_notes = True
+        if not is_told:
+            self._hurried.set()
         self.wake()
 
     @property
@@ -55,10 +60,14 @@ class Parents(Loop):
         return not self._has_notes
 
     async def tick(self) -> float | None:
-        if self._has_notes:
-            await asyncio.sleep(_PAUSE_SECONDS)  # in which more end
+        if self._has_notes:  # more will end meanwhile
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LONG_PAUSE_SECONDS):
+                    await self._hurried.wait()
+                    await asyncio.sleep(_PAUSE_SECONDS)
         async with self.turns.turn():
             self._has_notes = False
+            self._hurried.clear()
             try:
                 (found,) = await self._database.attempt("wake_parents", SHARD, _MOST)
             except BaseException:

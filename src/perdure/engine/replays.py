@@ -44,7 +44,7 @@ class _Rehearsal(Run):
 
     def __init__(self, host: Replays, claim: Claim, workflow: Workflow[..., Any]) -> None:
         super().__init__(host, claim, workflow)
-        self._pause = 0.0  # what it does after that is what counts
+        self.memory.pause = 0.0  # what it does after that is what counts
         self.new: dict[str, str] = {}
 
     def call(self, key: str, step: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Coroutine[Any, Any, Any]:
@@ -71,7 +71,8 @@ class _Rehearsal(Run):
         """Nothing happens to the workflow."""
 
     def _asked(self, key: str, what: str) -> None:
-        if not (key in self.history or key in self.failed_attempts or key in self.timers or key in self.children.begun):
+        memory = self.memory
+        if not any(key in each for each in (self.history, memory.failed_attempts, memory.timers, memory.begun)):
             self.new.setdefault(key, what)
 
 
@@ -81,8 +82,13 @@ class _NoWriter:
     def __init__(self, replays: Replays) -> None:
         self._replays = replays
 
-    def record(self, run: Writing, checkpoint: Checkpoint, child: NewWorkflow | None = None) -> None:
+    def record(
+        self, run: Writing, checkpoint: Checkpoint, child: NewWorkflow | None = None, *, is_patient: bool = False
+    ) -> None:
         self._replays.loop.call_soon(run.written, 1)
+
+    def hurry(self) -> None:
+        pass
 
     def put_off(self, run: Writing, key: str, seconds: float, position: int) -> None:
         pass

@@ -27,7 +27,6 @@ import asyncio
 import json
 import logging
 import weakref
-from collections import deque
 from collections.abc import Callable, Collection, Coroutine, Iterable
 from contextvars import copy_context
 from dataclasses import replace
@@ -163,6 +162,46 @@ class Host(Protocol):
 class Run:
     """One execution of a workflow."""
 
+    __slots__ = (
+        "__weakref__",
+        "_acknowledged",
+        "_barriers",
+        "_body_ended",
+        "_cancellation",
+        "_children",
+        "_continuation",
+        "_ended",
+        "_inbox",
+        "_is_cancelled",
+        "_is_unwinding",
+        "_leaving",
+        "_patches",
+        "_put",
+        "_reason",
+        "_stays_until",
+        "_streams",
+        "_suspension",
+        "_task",
+        "bodies",
+        "deadline",
+        "delivery",
+        "epoch",
+        "history",
+        "host",
+        "id",
+        "memory",
+        "name",
+        "over",
+        "parent_id",
+        "recoveries",
+        "refusals",
+        "seen",
+        "started_at",
+        "waits",
+        "worker_id",
+        "workflow",
+    )
+
     def __init__(self, host: Host, claim: Claim, workflow: Workflow[..., Any]) -> None:
         self.host = host
         self.workflow = workflow
@@ -174,15 +213,10 @@ class Run:
         self.started_at = claim.started_at
         self.deadline: datetime | None = claim.deadline
         self.parent_id: UUID | None = claim.parent_id
-        memory = Memory(claim)
-        self.children = Children(memory.begun)
-        self.streams = Streams()
-        self.origin = str(self.id) if memory.runs is None else f"{self.id}#{memory.runs}"
-        """What idempotency keys begin with: the id, and which run of the code it is, since it continued as new."""
+        memory = self.memory = Memory(claim)
         self._continuation: str | None = None  # the input with which the workflow begins again
         self._stays_until = 0.0  # until when it rests in memory
         self._leaving: asyncio.TimerHandle | None = None
-        self.attempt = memory.attempt
         self.over = False
         self.seen = claim.wakes
         """How often it had been woken when it last looked."""
@@ -191,33 +225,52 @@ class Run:
         """The steps whose bodies run now: key -> (attempt, loop time)."""
         self.history = memory.outcomes
         """What was recorded and hasn't been asked for yet."""
-        self.failed_attempts = memory.failed_attempts
-        """The last failed attempt of steps that have no outcome yet."""
-        self.intents = memory.intents
-        """Attempts that were about to begin, of steps that record that."""
-        self.timers = memory.timers
-        """Waits that began before: the key of each, and the seconds that were left of it."""
         self.waits = Waits(host.alarms)
         self._suspension: Suspension | None = None
-        self._requests = memory.requests
-        self._cancelled_at = memory.cancelled_at
         self._cancellation: str | None = None  # who asks it to end: $cancel or $deadline, once that is on its way
         self._reason = ""
         self._is_cancelled = False
-        self._pause = memory.pause  # what is left until the next attempt at the whole workflow
-        self._begun_after = memory.begun_after  # the outcome behind which a wait or step began that has no outcome yet
         self._patches: dict[str, bool] = {}
         self._is_unwinding = False
-        self._input = memory.input
         self._ended: weakref.WeakSet[asyncio.Task[Any]] | None = None  # those of its tasks that ended by themselves
         self._task: asyncio.Task[None] | None = None
-        received = frozenset(each.args_hash for each in self.history.values() if each.kind == "message")
-        self.inbox = Inbox(claim.messages, received, self.waits, partial(_admits, host, workflow, self.id))
+        self._children: Children | None = None
+        self._streams: Streams | None = None
+        self._inbox: Inbox | None = None
+        if self.history or claim.messages:
+            received = frozenset(each.args_hash for each in self.history.values() if each.kind == "message")
+            self._inbox = self._opened(claim.messages, received)
         self.delivery = Delivery(host.loop, memory.position, self._at_rest, self._moves)
         self._put = 0
         self._acknowledged = 0
-        self._barriers: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._barriers: list[tuple[int, asyncio.Future[None]]] = []
         self._body_ended: asyncio.Future[None] | None = None
+
+    # --- what most workflows have none of: made when it is asked for ------------------------------------------------
+
+    @property
+    def children(self) -> Children:
+        """Its children."""
+        if self._children is None:
+            self._children = Children(self.memory.begun)
+        return self._children
+
+    @property
+    def streams(self) -> Streams:
+        """Its streams."""
+        if self._streams is None:
+            self._streams = Streams()
+        return self._streams
+
+    @property
+    def inbox(self) -> Inbox:
+        """What was sent to it."""
+        if self._inbox is None:
+            self._inbox = self._opened((), frozenset())
+        return self._inbox
+
+    def _opened(self, messages: Iterable[Message], received: frozenset[int]) -> Inbox:
+        return Inbox(messages, received, self.waits, partial(_admits, self.host, self.workflow, self.id))
 
     # --- life ------------------------------------------------------------------------------------------------------
 
@@ -229,14 +282,15 @@ class Run:
         task = self._task = self.host.loop.create_task(self._main(), context=context)
         scope.bind(task)
         task.add_done_callback(self._main_ended)
-        if self._cancelled_at is not None:
-            self._cancel(*_said(self._cancelled_at.payload), self.delivery.recorded(self._cancelled_at.position))
+        if (cancelled := self.memory.cancelled_at) is not None:
+            self._cancel(*_said(cancelled.payload), self.delivery.recorded(cancelled.position))
         self._heed()
         task.add_done_callback(lambda _: scope.close())
 
     async def _main(self) -> None:
-        if self._pause > 0 and not self._requests and self._cancelled_at is None:
-            self._wait_for_attempt(self._pause)
+        memory = self.memory
+        if memory.pause > 0 and not memory.requests and memory.cancelled_at is None:
+            self._wait_for_attempt(memory.pause)
             return
         try:
             status, payload, failure = await self._execute()
@@ -251,7 +305,8 @@ class Run:
         except Exception as error:  # ours, or a codec's: counted, so that it comes to an end
             self.host.run_lost(self, f"it could not be run: {type(error).__name__}: {error}")
             return
-        await self.children.cancelled()
+        if self._children is not None:
+            await self._children.cancelled()
         if self.over:
             return
         if self._continuation is not None:
@@ -265,7 +320,7 @@ class Run:
     async def _execute(self) -> tuple[str, str, Exception | None]:
         """Run the function; returns the status and the payload of the result, and what it failed with."""
         workflow = self.workflow
-        text = self.decoded(self._input)
+        text = self.decoded(self.memory.input)
         try:
             args, kwargs = workflow.parameters.load(text)
         except (InvalidArguments, SerializationError) as error:
@@ -305,7 +360,7 @@ class Run:
         retry = self.workflow.retry
         if retry is None or self._is_cancelled or isinstance(error, _HOPELESS):
             return None
-        return retry.pause(error, self.attempt, _CHANCE)
+        return retry.pause(error, self.memory.attempt, _CHANCE)
 
     async def _try_again(self, error: Exception, payload: str, pause: timedelta) -> None:
         """Leave memory until the next attempt; what this one failed from won't be there any more."""
@@ -315,7 +370,7 @@ class Run:
             telemetry.WorkflowRetries(
                 workflow_id=self.id,
                 name=self.name,
-                attempt=self.attempt,
+                attempt=self.memory.attempt,
                 error_type=type(error).__qualname__,
                 seconds=seconds,
             )
@@ -323,8 +378,8 @@ class Run:
         if isinstance(error, RetryAfter) and not error.counts:
             self.put_off(RESULT, seconds)
         else:
-            key = attempt_key(RESULT, self.attempt)
-            self.record(Checkpoint(key, "attempt", 0, "error", payload, 0, self.attempt, None, seconds))
+            key = attempt_key(RESULT, self.memory.attempt)
+            self.record(Checkpoint(key, "attempt", 0, "error", payload, 0, self.memory.attempt, None, seconds))
         aside = tuple(
             key
             for step, attempts in failures.steps(error)
@@ -360,6 +415,16 @@ class Run:
         self._stay_no_longer()
         self.delivery.close()
         self.host.code_ended(self)
+
+    @property
+    def origin(self) -> str:
+        """What idempotency keys begin with: the id, and which run of the code it is, since it continued as new."""
+        return str(self.id) if self.memory.runs is None else f"{self.id}#{self.memory.runs}"
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt at the whole workflow this is."""
+        return self.memory.attempt
 
     @property
     def call_code(self) -> CodeType:
@@ -404,9 +469,11 @@ class Run:
         for task in self._ended or ():  # nor of those whom the code would have waited for
             task.exception()
         self.waits.clear()
-        self.streams.let_go()
-        self.children.abandon()
-        barriers, self._barriers = self._barriers, deque()
+        if self._streams is not None:
+            self._streams.let_go()
+        if self._children is not None:
+            self._children.abandon()
+        barriers, self._barriers = self._barriers, []
         for _, future in barriers:
             if not future.done():
                 future.set_exception(RunEnded())
@@ -487,7 +554,7 @@ class Run:
             raise RunEnded
         if name not in self._patches:
             key = f"patched({name})"
-            was_here = self.replaying or self._begun_after >= self.delivery.position
+            was_here = self.replaying or self.memory.begun_after >= self.delivery.position
             self._patches[name] = key in self.history or not was_here
             if self._patches[name]:
                 self.value(key, lambda: True)
@@ -640,7 +707,7 @@ class Run:
     @property
     def replaying(self) -> bool:
         """Whether something recorded is still to be served."""
-        return bool(self.history) or (self._cancelled_at is not None and not self._is_cancelled)
+        return bool(self.history) or (self.memory.cancelled_at is not None and not self._is_cancelled)
 
     @property
     def logger(self) -> logging.LoggerAdapter[logging.Logger]:
@@ -649,12 +716,12 @@ class Run:
 
     # --- what it records -------------------------------------------------------------------------------------------
 
-    def record(self, checkpoint: Checkpoint) -> None:
-        """Hand an outcome to the writer."""
+    def record(self, checkpoint: Checkpoint, *, is_patient: bool = False) -> None:
+        """Hand an outcome to the writer. A patient one may wait a little: it would come again without any effect."""
         if self.over:
             raise RunEnded
         self._put += 1
-        self.host.writer.record(self, checkpoint)
+        self.host.writer.record(self, checkpoint, is_patient=is_patient)
 
     def bear(self, checkpoint: Checkpoint, new: NewWorkflow) -> None:
         """Start a child, with the checkpoint that says so."""
@@ -680,6 +747,7 @@ class Run:
         if self._acknowledged < self._put:
             future: asyncio.Future[None] = self.host.loop.create_future()
             self._barriers.append((self._put, future))
+            self.host.writer.hurry()
             task = self.delivery.leave()
             try:
                 await future
@@ -721,9 +789,9 @@ class Run:
 
     def _at_rest(self) -> None:
         """None of its tasks can go on, and there is nothing to deliver."""
-        if self.over or self.waits.frozen or self.delivery.is_busy or self.children.is_looked_for:
+        if self.over or self.waits.frozen or self.delivery.is_busy:
             return
-        if self._stays():
+        if (self._children is not None and self._children.is_looked_for) or self._stays():
             return
         if any(not foreign.waits_for_own(task, self.delivery.tasks) for task in self.delivery.awake):
             return  # for something that perdure doesn't know, and that a replay would begin anew
@@ -743,7 +811,7 @@ class Run:
         for more than a few percent of the time, and a conversation goes on at once. Its slot is free meanwhile: the
         children may need it.
         """
-        is_talking = self.inbox.has_given and self.waits.has("message")
+        is_talking = self._inbox is not None and self._inbox.has_given and self.waits.has("message")
         if self.host.draining or not (is_talking or self.waits.has("child")):
             return False
         now = self.host.loop.time()
@@ -807,7 +875,7 @@ class Run:
             waiting: Which of them waited for an operator before that was read. Of one that waits since then it isn't
                 clear whether it was resumed, or parked too late to be among `parked`: then this look doesn't count.
         """
-        self._requests |= requests
+        self.memory.requests |= requests
         self._heed()
         if self.inbox.put(messages):
             self._stays_until = 0.0
@@ -817,17 +885,17 @@ class Run:
         for key in resumed:
             if key in waiting:
                 self.waits.release(key)
-        for key, attempt in list(self.failed_attempts.items()):
+        for key, attempt in list(self.memory.failed_attempts.items()):
             if attempt.kind == "park" and key not in parked:  # its code hasn't come to that step yet
-                del self.failed_attempts[key]
+                del self.memory.failed_attempts[key]
 
     def _heed(self) -> None:
         """It may have been asked to end: then it is told when it is at rest, after everything that was recorded."""
-        if self.over or self.waits.frozen or self._cancellation is not None:
+        if not self.memory.requests or self.over or self.waits.frozen or self._cancellation is not None:
             return
-        key = next((key for key in (CANCEL, DEADLINE) if key in self._requests), None)
+        key = next((key for key in (CANCEL, DEADLINE) if key in self.memory.requests), None)
         if key is not None:
-            reason = _said(self._requests[key])[1]
+            reason = _said(self.memory.requests[key])[1]
             self._cancel(key, reason, self.delivery.arrived(self.host.alarms.time()))
 
     @property
@@ -842,7 +910,7 @@ class Run:
     def _cancel_now(self, turn: asyncio.Future[int]) -> None:
         if turn.cancelled() or self.over:
             return
-        if self._cancelled_at is None:
+        if self.memory.cancelled_at is None:
             said = json.dumps({"by": self._cancellation, "reason": self._reason})
             self.record(Checkpoint(CANCELLED, "cancel", turn.result(), "cancelled", said))
             why = "its deadline has passed" if self._cancellation == DEADLINE else "it was cancelled"
@@ -856,11 +924,16 @@ class Run:
 
     def written(self, checkpoints: int) -> None:
         self._acknowledged += checkpoints
-        self.children.written(self._acknowledged)
-        while self._barriers and self._barriers[0][0] <= self._acknowledged:
-            _, future = self._barriers.popleft()
+        if self._children is not None:
+            self._children.written(self._acknowledged)
+        reached = 0
+        for number, future in self._barriers:
+            if number > self._acknowledged:
+                break
+            reached += 1
             if not future.done():
                 future.set_result(None)
+        del self._barriers[:reached]
 
     def streamed(self, entries: int) -> None:
         self.streams.written(entries)

@@ -128,13 +128,15 @@ class Scope:
         self._segment: str | None = None
         self._counts: dict[str, int] = {}
         self._segments: dict[str, int] = {}
-        self._children: deque[Scope] = deque()
+        self._children: deque[Scope] | None = None
 
     def branch(self, coroutine: Any, name: str | None) -> Scope:
         """The scope of a task that is created in this one; its name, if that is known already."""
         if name is None or _is_default(name):
             name = str(getattr(coroutine, "__qualname__", type(coroutine).__qualname__))
         scope = Scope(self.run, self, name)
+        if self._children is None:
+            self._children = deque()
         self._children.append(scope)
         return scope
 
@@ -163,8 +165,8 @@ class Scope:
 
     def close(self) -> None:
         """The workflow's code has ended: let go of the tasks below, which refer to this one."""
-        children, self._children = self._children, deque()
-        for child in children:
+        children, self._children = self._children, None
+        for child in children or ():
             child.settle(child._path or "")  # one that outlives its workflow may still ask, and is told RunEnded
             child.close()
 

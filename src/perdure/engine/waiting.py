@@ -13,7 +13,6 @@ then nothing is left of it but a row, and the next run finds the recorded due ti
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from functools import partial
@@ -22,6 +21,7 @@ from typing import Any, Protocol, Self
 
 from perdure.engine.alarms import Alarm, Alarms
 from perdure.engine.delivery import Delivery
+from perdure.engine.memory import Memory
 from perdure.errors import RunEnded
 from perdure.model.keys import timer_key
 from perdure.model.records import Checkpoint, Recorded
@@ -40,12 +40,12 @@ class Waiter(Protocol):
     over: bool
     delivery: Delivery
     history: dict[str, Recorded]
-    timers: dict[str, float]
+    memory: Memory
     waits: Waits
 
     @property
     def host(self) -> Host: ...
-    def record(self, checkpoint: Checkpoint) -> None: ...
+    def record(self, checkpoint: Checkpoint, *, is_patient: bool = False) -> None: ...
     def mismatch(self, recorded: Recorded, asked: str) -> RunEnded: ...
 
 
@@ -63,11 +63,13 @@ class _Wait:
 class Waits:
     """What a run waits for: the earliest of it says when the run must be awake again."""
 
+    __slots__ = ("_alarms", "_kinds", "_rung", "_timed", "_waits", "frozen")
+
     def __init__(self, alarms: Alarms) -> None:
         self._alarms = alarms
         self._waits: dict[str, _Wait] = {}
         self._timed: dict[_Wait, None] = {}
-        self._kinds: Counter[str] = Counter()
+        self._kinds: dict[str, int] = {}
         self._rung: list[_Wait] = []
         self.frozen = False
         """The run is about to leave memory: nothing wakes its code meanwhile."""
@@ -75,7 +77,7 @@ class Waits:
     def add(self, key: str, kind: str, seconds: float | None, ring: Callable[[], None]) -> None:
         """Wait under that key for so many seconds (None: until it is released), then call `ring`."""
         wait = self._waits[key] = _Wait(kind, ring)
-        self._kinds[kind] += 1
+        self._kinds[kind] = self._kinds.get(kind, 0) + 1
         if seconds is not None:
             self._timed[wait] = None
             wait.alarm = self._alarms.set(seconds, partial(self._rings, wait))
@@ -102,7 +104,7 @@ class Waits:
 
     def has(self, kind: str) -> bool:
         """Whether there is a wait of that kind."""
-        return self._kinds[kind] > 0
+        return self._kinds.get(kind, 0) > 0
 
     def release(self, key: str) -> None:
         """What that wait was for has come."""
@@ -180,7 +182,7 @@ async def sleep(run: Waiter, key: str, name: str, delay: Callable[[], timedelta]
 
 def begun(run: Waiter, key: str, delay: Callable[[], timedelta]) -> float:
     """What is left of a wait that began before; a new one is recorded."""
-    left = run.timers.pop(key, None)
+    left = run.memory.timers.pop(key, None)
     if left is not None:
         return left
     seconds = max(0.0, delay().total_seconds())

@@ -1,6 +1,8 @@
 """Group commit: what all runs of a worker record goes through one writer, many outcomes a commit.
 
-While one flush is in flight the next one gathers; an idle writer flushes at once. A flush is one statement, one commit,
+While one flush is in flight the next one gathers; an idle writer flushes at once. An outcome that another run would get
+again without any effect (of a child, of a pure step) isn't in a hurry: it waits for something that is, for a few
+milliseconds at most, so that a fan-in of thousands doesn't make a flush for each. A flush is one statement, one commit,
 one fsync. It begins by locking the entries that it writes for (`record`: FOR SHARE; `complete`: those that end, FOR
 UPDATE), and every other part of it reads from those locks, so
 
@@ -51,6 +53,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import Any, Protocol
 from uuid import UUID
@@ -67,6 +70,7 @@ from perdure.store.database import Database, Interrupted, backoff
 from perdure.store.programs import NewWorkflow
 from perdure.store.statements import SHARD
 
+_PATIENCE_SECONDS = 0.01
 _MAX_ROWS = 3000
 _ROWS_PER_CHILD = 4
 _MAX_BYTES = 8 * 1024 * 1024
@@ -158,15 +162,18 @@ class Writer:
         self._version = version
         self._time = time
         self._parts: dict[Writing, Part] = {}
-        self._work = asyncio.Event()
+        self._gathered = asyncio.Event()
+        self._hurried = asyncio.Event()  # there is something that shouldn't wait
         self._idle = asyncio.Event()
         self._idle.set()
 
     # --- what runs ask for -----------------------------------------------------------------------------------------
 
-    def record(self, run: Writing, checkpoint: Checkpoint, child: NewWorkflow | None = None) -> None:
-        """An outcome of a run that goes on; or that it starts a child."""
-        part = self._part(run)
+    def record(
+        self, run: Writing, checkpoint: Checkpoint, child: NewWorkflow | None = None, *, is_patient: bool = False
+    ) -> None:
+        """An outcome of a run that goes on; or that it starts a child. A patient one may wait for others a little."""
+        part = self._part(run, is_patient=is_patient)
         part.checkpoints.append(checkpoint)
         part.size += len(checkpoint.payload or "")
         if child is not None:
@@ -212,14 +219,22 @@ class Writer:
 
     async def drained(self) -> None:
         """Wait until everything that was gathered is written or lost."""
+        self.hurry()
         await self._idle.wait()
 
-    def _part(self, run: Writing) -> Part:
+    def hurry(self) -> None:
+        """Somebody waits for what was gathered."""
+        if self._parts:
+            self._hurried.set()
+
+    def _part(self, run: Writing, *, is_patient: bool = False) -> Part:
         part = self._parts.get(run)
         if part is None:
             part = self._parts[run] = Part(run)
             self._idle.clear()
-            self._work.set()
+            self._gathered.set()
+        if not is_patient:
+            self._hurried.set()
         return part
 
     # --- the one task ----------------------------------------------------------------------------------------------
@@ -227,14 +242,20 @@ class Writer:
     async def run(self) -> None:
         """Flush until cancelled."""
         while True:
-            await self._work.wait()
+            await self._gathered.wait()
+            if not self._hurried.is_set():
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_PATIENCE_SECONDS):
+                        await self._hurried.wait()
+            self._hurried.clear()
             if telemetry.wanted(telemetry.FlushBegins):
                 telemetry.emit(telemetry.FlushBegins(workflows=len(self._parts)))
             parts = self._gather()
+            self.hurry()  # for the rest, if it is more than one flush carries
             if parts:
                 await self._flush(parts)
             if not self._parts:
-                self._work.clear()
+                self._gathered.clear()
                 self._idle.set()
 
     def _gather(self) -> list[Part]:

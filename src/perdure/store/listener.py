@@ -5,8 +5,9 @@ tried again later. A transaction pooler accepts LISTEN and then hears nothing: o
 itself a word through the pool, and `hears` is true once it came back. Whoever polls does so rarely while it hears.
 
 A hint is one line: `queue NAME` (something is pending there), `waiting` (somebody waits for results in another
-process), `result ID` (that workflow has ended), `echo TOKEN` (the test). Hints are coalesced: at most one NOTIFY every
-few milliseconds and process, whatever happens in it.
+process), `result ID` (that workflow has ended), `echo TOKEN` (the test). Whoever sends one has acted on it already, and
+marks it (`queue@MARK NAME`), so that it needn't act again when it comes back. Hints are coalesced: at most one NOTIFY
+every few milliseconds and process, whatever happens in it.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class Notifier:
         self._database = database
         self._channel = channel(database.settings.schema)
         self._hints: dict[str, None] = {}
+        self._mark = f"@{uuid4().hex[:12]} "
         self._sending: asyncio.Task[None] | None = None
 
     def notify(self, hint: str) -> None:
@@ -49,6 +51,10 @@ class Notifier:
             self._hints[hint] = None
         if self._sending is None:
             self._sending = asyncio.ensure_future(self._send())
+
+    def is_own(self, hint: str) -> bool:
+        """Whether it was sent from here."""
+        return self._mark in hint
 
     async def close(self) -> None:
         """Send what is waiting, briefly."""
@@ -61,7 +67,8 @@ class Notifier:
             while self._hints:
                 hints, self._hints = self._hints, {}
                 with suppress(Interrupted, ConfigurationError, psycopg.Error):
-                    await self._database.attempt("notify", self._channel, Texts(hints))
+                    marked = Texts(hint.replace(" ", self._mark, 1) for hint in hints)
+                    await self._database.attempt("notify", self._channel, marked)
                 await asyncio.sleep(_PAUSE)
         finally:
             self._sending = None
