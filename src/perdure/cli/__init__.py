@@ -11,6 +11,9 @@ from perdure.cli.options import database_options
 _LATER = {
     "check": Lazy("perdure.cli.check:check", "Replay the workflows of a database with the code at hand."),
     "demo": Lazy("perdure.cli.demo:demo", "Watch workflows survive the death of a worker."),
+    "doctor": Lazy(
+        "perdure.cli.doctor:doctor", "Look for what is wrong with the database, the way to it, and the work in it."
+    ),
     "migrate": Lazy("perdure.cli.migrate:migrate", "Make the schema in the database, or bring it up to date."),
     "postgres": Lazy("perdure.cli.postgres:postgres", "The PostgreSQL that perdure starts itself, by hand."),
     "prune": Lazy("perdure.cli.manage:prune", "Delete what has been over for longer than it is kept."),

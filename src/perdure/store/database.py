@@ -255,7 +255,7 @@ class Database:
     async def _introduce(self, connection: Connection) -> Capabilities:
         """Find out what this is, and bring the schema up to date."""
         connection.prepare_threshold = None
-        (probe,) = await self.execute(connection, self.statements["probe"], (self._quoted_schema(),))
+        (probe,) = await self.execute(connection, self.statements["probe"], ())
         if probe.server_version < OLDEST_SERVER:
             raise ConfigurationError(
                 f"the server is PostgreSQL {probe.server_version // 10_000}; perdure needs 13 or later"
@@ -268,9 +268,6 @@ class Database:
             raise self._meaning(error, connection, in_flight=True) from error
         pooler = connection.pgconn.backend_pid != probe.backend_pid
         return Capabilities(server_version=probe.server_version, pooler=pooler)
-
-    def _quoted_schema(self) -> str:
-        return '"' + self.settings.schema.replace('"', '""') + '"'
 
     def _take_back(self, connection: Connection, healthy: bool) -> None:
         idle = healthy and not connection.closed and connection.pgconn.transaction_status == TransactionStatus.IDLE

@@ -69,7 +69,12 @@ def known() -> tuple[Migration, ...]:
 
 def script(schema: str, migrations: tuple[Migration, ...] | None = None) -> str:
     """What `migrate` would run on an empty database, as SQL for psql."""
-    blocks = ["BEGIN;", f"CREATE SCHEMA IF NOT EXISTS {_quoted(schema)};", in_schema(_TABLE, schema).strip()]
+    return f"BEGIN;\n\n{body(schema, migrations)}\n\nCOMMIT;\n"
+
+
+def body(schema: str, migrations: tuple[Migration, ...] | None = None) -> str:
+    """The same, for a transaction that the caller has begun."""
+    blocks = [f"CREATE SCHEMA IF NOT EXISTS {_quoted(schema)};", in_schema(_TABLE, schema).strip()]
     for migration in known() if migrations is None else migrations:
         blocks.append(f"-- {migration.version:04d} {migration.name}\n{in_schema(migration.text, schema).strip()}")
         blocks.append(
@@ -80,7 +85,7 @@ def script(schema: str, migrations: tuple[Migration, ...] | None = None) -> str:
                 schema,
             )
         )
-    return "\n\n".join([*blocks, "COMMIT;\n"])
+    return "\n\n".join(blocks)
 
 
 async def pending(connection: AsyncConnection[Any], schema: str) -> tuple[Migration, ...]:

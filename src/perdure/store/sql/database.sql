@@ -1,12 +1,10 @@
 -- What concerns the connection and the schema, not the workflows.
 
 -- :name probe
--- What this connection is: asked once a process. $1 schema text
+-- What this connection is: asked once a process.
 SELECT pg_catalog.current_setting('server_version_num')::int4 AS server_version,
        pg_catalog.pg_backend_pid() AS backend_pid,
-       pg_catalog.current_setting('transaction_read_only') AS read_only,
-       pg_catalog.current_setting('transaction_isolation') AS isolation,
-       pg_catalog.to_regclass($1::text || '.migrations') IS NOT NULL AS migrated;
+       pg_catalog.current_setting('transaction_read_only') AS read_only;
 
 -- :name notify
 -- A coalesced hint, from a connection of its own after the commit. $1 channel text · $2 payloads text[]
