@@ -4,7 +4,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 JOBS   ?= 2
 
-.PHONY: demo test test-full check bench clean
+MINUTES ?= 5
+
+.PHONY: demo test test-full check bench chaos clean
 
 demo: $(VENV)/.demo         ## the main job: ingest the standard library, kill a worker, lose nothing
 	$(BIN)/perdure demo $(ARGS)
@@ -12,8 +14,9 @@ demo: $(VENV)/.demo         ## the main job: ingest the standard library, kill a
 test: $(VENV)/.dev          ## the whole suite, on a PostgreSQL that it starts itself
 	$(BIN)/python -m pytest -n $(JOBS) -m "not full" $(ARGS)
 
-test-full: $(VENV)/.dev     ## what takes minutes as well
+test-full: $(VENV)/.dev     ## what takes minutes as well, on every PostgreSQL, through PgBouncer; needs npm and PgBouncer
 	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+	$(BIN)/python tests/servers.py
 
 check: $(VENV)/.dev         ## lint, types, import contracts
 	$(BIN)/ruff format --check .
@@ -24,6 +27,9 @@ check: $(VENV)/.dev         ## lint, types, import contracts
 
 bench: $(VENV)/.bench       ## against a peer, in one run
 	$(BIN)/python -m benchmarks $(ARGS)
+
+chaos: $(VENV)/.chaos       ## attack workers, server and connections for MINUTES, and look at the books
+	PYTHONPATH=tests $(BIN)/python -m chaos --minutes $(MINUTES) $(ARGS)
 
 $(VENV)/.venv:
 	$(PYTHON) -m venv $(VENV)
@@ -39,6 +45,10 @@ $(VENV)/.dev: $(VENV)/.demo
 
 $(VENV)/.bench: $(VENV)/.demo
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[embedded,bench]'
+	@touch $@
+
+$(VENV)/.chaos: $(VENV)/.dev
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[embedded,dev,chaos]'
 	@touch $@
 
 clean:

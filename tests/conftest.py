@@ -3,23 +3,51 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 from uuid import uuid4
 
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from perdure import App, embedded, telemetry
+from perdure.config import Settings
 from perdure.embedded import Cluster
+from perdure.store import database
 from perdure.telemetry import Event
+from pooler import pooler
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """A server for this test process; tests that stop it make their own (`embedded.temporary`)."""
-    with embedded.temporary({"track_activity_query_size": "16384"}) as cluster:  # the tests look for what waits
+    given = os.environ.get("PERDURE_TEST_SETTINGS", "")  # tests/servers.py: `name=value`, several with commas
+    settings = dict(each.split("=", 1) for each in given.split(",") if each)
+    with embedded.temporary({"track_activity_query_size": "16384", **settings}) as cluster:  # tests see what waits
         yield cluster
+
+
+@pytest.fixture(scope="session", autouse=True)
+def through_pooler(request: pytest.FixtureRequest) -> Iterator[None]:
+    """With PERDURE_TEST_POOLER set (tests/servers.py), perdure's own connections to the server go through PgBouncer."""
+    if not os.environ.get("PERDURE_TEST_POOLER"):
+        yield
+        return
+    direct: str = request.getfixturevalue("cluster").url
+    resolve = database._resolve
+    with pooler(direct) as through, pytest.MonkeyPatch.context() as patch:
+        ends = conninfo_to_dict(through)
+        here = conninfo_to_dict(direct)["host"]
+
+        def resolved(settings: Settings) -> str:
+            url = resolve(settings)
+            is_ours = conninfo_to_dict(url).get("host") == here
+            return make_conninfo(url, host=ends["host"], port=ends["port"]) if is_ours else url
+
+        patch.setattr(database, "_resolve", resolved)
+        yield
 
 
 @pytest.fixture

@@ -297,8 +297,10 @@ async def test_the_isolation_level_is_the_one_that_was_asked_for(
     async def flow() -> list[str]:
         return [await repeatable(), await default(), await serializable(), await default()]
 
+    async with pool.connection() as connection:
+        usual = await level(connection)
     async with app.worker():
-        assert await app.run(flow()) == ["repeatable read", "read committed", "serializable", "read committed"]
+        assert await app.run(flow()) == ["repeatable read", usual, "serializable", usual]
 
 
 async def test_the_connection_comes_back_as_it_was(app: App, database_url: str) -> None:

@@ -131,6 +131,10 @@ class _Link:
     async def _forward(self, request: bytes, sql: str | None) -> bool:
         """Pass a request on, or do what is planned; false: the connection has ended."""
         fault = self.proxy.fault_for(sql) if sql is not None else None
+        if self.proxy.latency:
+            await asyncio.sleep(self.proxy.latency)
+        if self.server_writer.is_closing():
+            return False
         if self.proxy.is_silent or self.silent:
             return True
         if fault is None:
@@ -158,6 +162,8 @@ class _Link:
             kind, _, message = await _message(self.server_reader)
             if self.proxy.is_silent or self.silent:
                 continue
+            if self.client_writer.is_closing():
+                return
             if self.fault is None:
                 self.client_writer.write(message)
                 continue
@@ -182,6 +188,10 @@ class Proxy:
     def __init__(self, port: int) -> None:
         self.is_silent = False
         """Everything is swallowed from now on, on all connections, also the handshakes of new ones."""
+        self.accepted = 0
+        """How many connections there were."""
+        self.latency = 0.0
+        """For how many seconds each request is held back."""
         self._to = port
         self._faults: list[Fault] = []
         self._links: set[_Link] = set()
@@ -231,6 +241,7 @@ class Proxy:
         self.port = self._server.sockets[0].getsockname()[1]
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.accepted += 1
         self._writers.add(writer)
         task = asyncio.ensure_future(self._serve(reader, writer))
         self._serving.add(task)

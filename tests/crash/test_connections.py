@@ -12,7 +12,9 @@ from typing import Any, get_args
 import pytest
 
 from perdure import App, DatabaseUnavailable, Invocation, telemetry
-from perdure.store.statements import statements
+from perdure.config import Settings
+from perdure.store.database import Database
+from perdure.store.statements import Statement, statements
 
 from .programs import flows
 from .proxy import Damage, Fits, Proxy
@@ -253,3 +255,28 @@ async def test_connections_that_are_cut_again_and_again_lose_nothing(
             proxy.cut()
         assert await asyncio.gather(*results) == [10] * 40
     nothing_lost(40, 5)
+
+
+async def test_a_statement_that_is_given_up_closes_its_connection_and_asks_for_nothing_else(
+    proxy: Proxy, schema: str, until: Any
+) -> None:
+    """A request to cancel would be a connection of its own, of which old PgBouncers die."""
+    database = Database(Settings(database_url=proxy.url(), schema=schema))
+    await database.fetch("clock")
+    before = proxy.accepted
+    try:
+        async with database.connection() as connection:
+            nap = Statement(name="nap", text=f"SELECT pg_sleep(60), '{schema}'".encode())
+            napping = asyncio.ensure_future(database.execute(connection, nap, ()))
+            await until(
+                "SELECT count(*) > 0 FROM pg_stat_activity WHERE query LIKE %s", f"SELECT pg_sleep(60), '{schema}'"
+            )
+            napping.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await napping
+            assert connection.closed
+        assert proxy.accepted == before
+        await database.fetch("clock")
+        assert proxy.accepted == before + 1
+    finally:
+        await database.close()

@@ -124,6 +124,7 @@ VARIABLES = {
     "PERDURE_MIGRATE": "`off`: the schema isn't brought up to date at first use; run `perdure migrate`",
     "PERDURE_EMBEDDED": "`off`: never start the embedded PostgreSQL; `on`: also under Kubernetes",
     "PERDURE_EMBEDDED_DIR": "where the data of embedded servers lives",
+    "PERDURE_EMBEDDED_BINARIES": "the folder of another PostgreSQL's `initdb` and `postgres` for the embedded server",
 }
 
 

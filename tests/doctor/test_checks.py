@@ -127,11 +127,12 @@ async def test_tables_full_of_dead_rows_are_told(careless: Cluster, monkeypatch:
     monkeypatch.setattr("perdure.doctor.server._LARGE_BYTES", 100_000)
     monkeypatch.setattr("perdure.doctor.server._LARGE_PER_ROW", 10)
     async with at(careless) as (settings, connection):
-        await connection.execute(
-            "INSERT INTO perdure.outbox (shard, id, target_id, created_at) "
-            "SELECT 1, gen_random_uuid(), gen_random_uuid(), now() FROM generate_series(1, 5000)"
-        )
-        await connection.execute("DELETE FROM perdure.outbox")
+        async with await psycopg.AsyncConnection.connect(careless.url, autocommit=True) as writing:
+            await writing.execute(
+                "INSERT INTO perdure.outbox (shard, id, target_id, created_at) "
+                "SELECT 1, gen_random_uuid(), gen_random_uuid(), now() FROM generate_series(1, 5000)"
+            )
+            await writing.execute("DELETE FROM perdure.outbox")
         async with asyncio.timeout(20):  # the server counts a moment later
             while len(findings := [each for each in await examine(settings) if each.check == "bloat"]) < 2:
                 pass

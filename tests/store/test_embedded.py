@@ -23,7 +23,7 @@ import psycopg
 import pytest
 
 from perdure.embedded import Cluster, binaries, embedded_url, locate, locks, places, temporary
-from perdure.embedded.account import Account
+from perdure.embedded.account import Account, account_for
 from perdure.errors import ConfigurationError
 
 THROWN_AWAY = {"fsync": "off"}
@@ -197,6 +197,20 @@ def test_it_is_durable_and_speaks_utf8_and_utc(base: Path, spare: Spare) -> None
             "SELECT current_database(), current_user, pg_encoding_to_char(encoding), datlocale"
             " FROM pg_database WHERE datname = current_database()",
         ) == [("perdure", "perdure", "UTF8", "C.UTF-8")]
+
+
+def test_the_programs_of_another_folder_are_used(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = binaries.usable_by(account_for(base / "none")).folder
+    monkeypatch.setenv("PERDURE_EMBEDDED_BINARIES", str(folder))
+    assert binaries.find().folder == folder
+    with Cluster(base / "one") as cluster:
+        assert query(cluster.url, "SELECT 1") == [(1,)]
+
+
+def test_a_folder_without_programs_is_named(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PERDURE_EMBEDDED_BINARIES", str(base))
+    with pytest.raises(ConfigurationError, match=r"PERDURE_EMBEDDED_BINARIES='.*' has no initdb and postgres"):
+        Cluster(base / "one").start()
 
 
 def test_only_its_owner_reaches_it(cluster: Cluster) -> None:

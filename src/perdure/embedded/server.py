@@ -189,18 +189,20 @@ class Server:
         try:
             account.own(fresh)
             command = [str(programs.path("initdb")), "-D", str(fresh), f"--username={ROLE}"]
-            command += ["--encoding=UTF8", "--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--no-locale"]
+            command += ["--encoding=UTF8", "--no-locale", "--data-checksums"]
+            if int(programs.major) >= 17:
+                command += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
             # The socket's folder keeps strangers out. TCP is closed, unless this server was asked to listen.
             listens = bool(self.settings["listen_addresses"])
-            command += ["--auth-local=trust", f"--auth-host={'trust' if listens else 'reject'}", "--no-instructions"]
+            command += ["--auth-local=trust", f"--auth-host={'trust' if listens else 'reject'}"]
             command += ["--no-sync"] if self.settings.get("fsync") == "off" else []
-            for name, value in _DEFAULTS.items():
-                command += ["-c", f"{name}={value}"]
             if self._run(command, account) != 0:
                 raise ConfigurationError(
                     f"the embedded PostgreSQL can't make its data in {str(self.directory)!r}: {self.last_words()}; "
                     "mend that, set PERDURE_EMBEDDED_DIR to another folder, or set PERDURE_DATABASE_URL=postgresql://..."
                 )
+            with (fresh / "postgresql.conf").open("a") as configuration:
+                configuration.writelines(f"{name} = '{value}'\n" for name, value in _DEFAULTS.items())
             fresh.rename(self.data)
             # The name must be as durable as what will be committed under it: to the next start, data.new-* is rubbish.
             folder = os.open(self.directory, os.O_RDONLY)

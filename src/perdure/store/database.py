@@ -28,7 +28,8 @@ from datetime import timedelta
 from typing import Any, Protocol, TypeVar
 
 import psycopg
-from psycopg import AsyncConnection, AsyncRawCursor
+from psycopg import AsyncConnection, AsyncRawCursor, waiting
+from psycopg.abc import PQGen
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import TransactionStatus
 from psycopg.rows import namedtuple_row
@@ -57,6 +58,7 @@ class Ensure(Protocol):
 
 OLDEST_SERVER = 130_000
 _IDLE_SECONDS = 5.0
+_WAIT_SECONDS = 0.1
 _CONNECT_SECONDS = 5
 _REFUSED = ("28", "3D", "42501", "0P")  # authentication, no such database, missing rights, no such role
 _TRY_AGAIN = ("08", "40001", "40003", "40P01", "53", "57", "58", "25006")
@@ -89,6 +91,23 @@ class Capabilities:
     @property
     def named_statements(self) -> bool:
         return not self.pooler
+
+
+class _Connection(AsyncConnection[Row]):
+    """A connection that is closed when a statement on it is given up.
+
+    psycopg would ask the server to cancel it. That takes a connection of its own, and PgBouncer up to 1.18 may die of
+    it ("bad client state"), for all its clients. Whether the statement took effect isn't known either way.
+    """
+
+    async def wait(self, gen: PQGen[T], interval: float = _WAIT_SECONDS, timeout: float | None = None) -> T:
+        limit: dict[str, Any] = {} if timeout is None else {"timeout": timeout}  # psycopg 3.2 has none
+        try:
+            return await waiting.wait_async(gen, self.pgconn.socket, interval=interval, **limit)
+        except (asyncio.CancelledError, KeyboardInterrupt):
+            if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
+                self.pgconn.finish()
+            raise
 
 
 class Database:
@@ -347,7 +366,7 @@ def _resolve(settings: Settings) -> str:
 
 
 async def _connect(url: str) -> Connection:
-    connection = await AsyncConnection.connect(
+    connection = await _Connection.connect(
         url, autocommit=True, cursor_factory=AsyncRawCursor, row_factory=namedtuple_row, prepare_threshold=None
     )
     arrays.register(connection.adapters)

@@ -62,7 +62,8 @@ ON CONFLICT (shard, name) DO NOTHING;
 -- $1 shard int4 · $2 ids uuid[]
 -- Without what was set aside by a resume.
 SELECT workflow_id, key, kind, position, status, payload::text AS payload, args_hash, attempts,
-       pg_catalog.date_part('epoch', wake_at - perdure.now()) AS remaining, version
+       CASE WHEN pg_catalog.isfinite(wake_at) THEN pg_catalog.date_part('epoch', wake_at - perdure.now()) END AS remaining,
+       version
 FROM perdure.checkpoints
 WHERE shard = $1::int4 AND workflow_id = ANY ($2::uuid[]) AND kind <> 'history'
 ORDER BY workflow_id, position;
