@@ -142,6 +142,7 @@ class Storm:
     ) -> None:
         self._cluster = cluster
         self._random = random.Random(seed)
+        self._trades = random.Random(seed)  # its own: how often it is asked depends on the time
         self._rate = rate
         self._proxy = Proxy(cluster.port)
         self._folder = folder
@@ -149,7 +150,6 @@ class Storm:
         self.workers: list[Worker] = []
         self._began = 0.0
         self._started: dict[UUID, str] = {}
-        self._open = 0
         self._ended = 0
         self._is_over = False
         self.report = Report(seed=seed, seconds=seconds)
@@ -242,10 +242,10 @@ class Storm:
                 if len(self._started) - self._ended < _MOST_OPEN:
                     number += 1
                     await self._start(client, number)
-                await asyncio.sleep(self._random.expovariate(self._rate))
+                await asyncio.sleep(self._trades.expovariate(self._rate))
 
     async def _start(self, client: Client, number: int) -> None:
-        what = self._random.choices(("transfer", "batch", "trip"), (6, 1, 3))[0]
+        what = self._trades.choices(("transfer", "batch", "trip"), (6, 1, 3))[0]
         arguments = {
             "transfer": (1 + number % bank.ACCOUNTS, 1 + (number * 13) % bank.ACCOUNTS, number % 90 + 1),
             "batch": (number, _CHILDREN),
