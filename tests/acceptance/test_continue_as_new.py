@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
+import psycopg
 import pytest
 
 import perdure
@@ -27,6 +29,7 @@ from perdure import (
     step,
     telemetry,
 )
+from perdure.model.keys import CANCEL
 
 Sql = Callable[..., list[Any]]
 
@@ -158,6 +161,43 @@ async def test_a_cancel_in_the_meantime_reaches_the_next_run(app: App, events: A
         await events.wait_for(telemetry.WorkflowContinued)
         await handle.cancel()
         with pytest.raises(WorkflowCancelled):
+            await handle.result(timeout=SOON)
+
+
+async def test_a_cancel_that_comes_behind_the_code_reaches_the_next_run(
+    app: App, sql: Callable[..., list[Any]], database_url: str, schema: str
+) -> None:
+    """The code has ended, and what it recorded is being written."""
+    gate = Gate()
+
+    @step
+    async def gated(number: int) -> None:
+        if number == 0:
+            await hold(gate)
+
+    @app.workflow
+    async def loops(number: int) -> None:
+        await gated(number)
+        await continue_as_new(loops(number + 1))
+
+    said = json.dumps({"reason": "enough"})
+    async with app.worker() as worker:
+        handle = await app.start(loops(0))
+        await gate.reached()
+        run = worker.executor.runs[handle.id]
+        sql(
+            "INSERT INTO checkpoints (shard, workflow_id, key, kind, position, status, payload, created_at) "
+            "VALUES (1, %s, %s, 'request', 0, 'success', %s, now())", handle.id, CANCEL, said,
+        )  # fmt: skip
+        async with await psycopg.AsyncConnection.connect(database_url, options=f"-c search_path={schema}") as holder:
+            await holder.execute("SELECT 1 FROM queue_entries FOR UPDATE")
+            gate.open()
+            while run._continuation is None:
+                await asyncio.sleep(0)
+            run.look(run.seen, {CANCEL: said}, (), frozenset(), ())
+            for _ in range(20):  # in which it would be told
+                await asyncio.sleep(0)
+        with pytest.raises(WorkflowCancelled, match="enough"):
             await handle.result(timeout=SOON)
 
 

@@ -173,6 +173,7 @@ class Run:
         "_ended",
         "_inbox",
         "_is_cancelled",
+        "_is_past_code",
         "_is_unwinding",
         "_leaving",
         "_patches",
@@ -230,6 +231,7 @@ class Run:
         self._cancellation: str | None = None  # who asks it to end: $cancel or $deadline, once that is on its way
         self._reason = ""
         self._is_cancelled = False
+        self._is_past_code = False
         self._patches: dict[str, bool] = {}
         self._is_unwinding = False
         self._ended: weakref.WeakSet[asyncio.Task[Any]] | None = None  # those of its tasks that ended by themselves
@@ -339,6 +341,8 @@ class Run:
                     return "error", self._failure(DeadlineExceeded(str(self.deadline))), None
                 return "cancelled", failures.record(WorkflowCancelled(self._reason)), None
             return "error", self._failure(error), error if isinstance(error, Exception) else None
+        finally:
+            self._is_past_code = True
 
     async def _begin_anew(self, input: str) -> None:
         """Behind all that it has recorded; from then on nothing of this run counts."""
@@ -908,8 +912,8 @@ class Run:
         turn.add_done_callback(self._cancel_now)
 
     def _cancel_now(self, turn: asyncio.Future[int]) -> None:
-        if turn.cancelled() or self.over:
-            return
+        if turn.cancelled() or self.over or self._is_past_code:
+            return  # what is done behind the code isn't cancelled; where there is another run, it finds the request
         if self.memory.cancelled_at is None:
             said = json.dumps({"by": self._cancellation, "reason": self._reason})
             self.record(Checkpoint(CANCELLED, "cancel", turn.result(), "cancelled", said))
