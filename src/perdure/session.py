@@ -137,7 +137,7 @@ class Session:
 
     def _say_waiting(self) -> None:
         self.listen()
-        self.notifier.notify("waiting ")
+        self.notifier.notify("waiting")
         if self._resident is not None:
             self._resident.results_wanted()
 

@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 from perdure.store.database import Connection, Database
-from perdure.store.statements import Statement, in_schema
+from perdure.store.statements import Statement, in_schema, quoted
 
 
 class Look:
@@ -27,11 +27,6 @@ class Look:
         """The rows of a query; `perdure.` in it is the schema."""
         statement = Statement(name="doctor", text=in_schema(sql, self.schema).encode())
         return await self.database.execute(self.connection, statement, params)
-
-
-def quoted(name: str) -> str:
-    """A name, as SQL has it."""
-    return '"' + name.replace('"', '""') + '"'
 
 
 def ago(seconds: float) -> str:

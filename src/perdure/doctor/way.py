@@ -8,9 +8,10 @@ from datetime import UTC, datetime
 from uuid import uuid4
 
 from perdure.doctor.findings import Finding, note, ok, problem, warning
-from perdure.doctor.look import Look, ago, quoted
+from perdure.doctor.look import Look, ago
 from perdure.store.arrays import Texts
 from perdure.store.listener import channel
+from perdure.store.statements import quoted
 
 _DURABLE = ("fsync", "full_page_writes")
 _ROUND_TRIPS = 5

@@ -42,7 +42,7 @@ class Notifier:
         self._database = database
         self._channel = channel(database.settings.schema)
         self._hints: dict[str, None] = {}
-        self._mark = f"@{uuid4().hex[:12]} "
+        self._mark = f"@{uuid4().hex[:12]}"
         self._sending: asyncio.Task[None] | None = None
 
     def notify(self, hint: str) -> None:
@@ -54,7 +54,7 @@ class Notifier:
 
     def is_own(self, hint: str) -> bool:
         """Whether it was sent from here."""
-        return self._mark in hint
+        return hint.partition(" ")[0].endswith(self._mark)
 
     async def close(self) -> None:
         """Send what is waiting, briefly."""
@@ -62,13 +62,16 @@ class Notifier:
             await asyncio.wait({sending}, timeout=1)
             sending.cancel()
 
+    def _marked(self, hint: str) -> str:
+        kind, space, rest = hint.partition(" ")
+        return f"{kind}{self._mark}{space}{rest}"
+
     async def _send(self) -> None:
         try:
             while self._hints:
                 hints, self._hints = self._hints, {}
                 with suppress(Interrupted, ConfigurationError, psycopg.Error):
-                    marked = Texts(hint.replace(" ", self._mark, 1) for hint in hints)
-                    await self._database.attempt("notify", self._channel, marked)
+                    await self._database.attempt("notify", self._channel, Texts(map(self._marked, hints)))
                 await asyncio.sleep(_PAUSE)
         finally:
             self._sending = None

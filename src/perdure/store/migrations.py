@@ -20,7 +20,7 @@ from psycopg import AsyncConnection
 from psycopg.rows import tuple_row
 
 from perdure.errors import SchemaError
-from perdure.store.statements import SHARD, in_schema
+from perdure.store.statements import SHARD, in_schema, quoted
 
 _OLDEST_CODE = re.compile(r"^-- :oldest-code (\d+)$", re.MULTILINE)
 
@@ -74,7 +74,7 @@ def script(schema: str, migrations: tuple[Migration, ...] | None = None) -> str:
 
 def body(schema: str, migrations: tuple[Migration, ...] | None = None) -> str:
     """The same, for a transaction that the caller has begun."""
-    blocks = [f"CREATE SCHEMA IF NOT EXISTS {_quoted(schema)};", in_schema(_TABLE, schema).strip()]
+    blocks = [f"CREATE SCHEMA IF NOT EXISTS {quoted(schema)};", in_schema(_TABLE, schema).strip()]
     for migration in known() if migrations is None else migrations:
         blocks.append(f"-- {migration.version:04d} {migration.name}\n{in_schema(migration.text, schema).strip()}")
         blocks.append(
@@ -154,18 +154,14 @@ async def migrate(connection: AsyncConnection[Any], schema: str) -> tuple[Migrat
 async def _bootstrap(connection: AsyncConnection[Any], schema: str) -> None:
     """Make the schema and the table of migrations, where they aren't there: looking needs no right to create."""
     cursor = connection.cursor(row_factory=tuple_row)
-    names = (_quoted(schema), f"{_quoted(schema)}.migrations")
+    names = (quoted(schema), f"{quoted(schema)}.migrations")
     text = "SELECT pg_catalog.to_regnamespace($1::text) IS NULL, pg_catalog.to_regclass($2::text) IS NULL"
     await cursor.execute(text, names, prepare=False)
     for is_missing, create in zip(
-        await cursor.fetchone() or (), (f"CREATE SCHEMA {_quoted(schema)}", in_schema(_TABLE, schema)), strict=True
+        await cursor.fetchone() or (), (f"CREATE SCHEMA {quoted(schema)}", in_schema(_TABLE, schema)), strict=True
     ):
         if is_missing:
             await _run(connection, create)
-
-
-def _quoted(schema: str) -> str:
-    return '"' + schema.replace('"', '""') + '"'
 
 
 async def _run(connection: AsyncConnection[Any], text: str) -> None:
@@ -176,8 +172,8 @@ async def _run(connection: AsyncConnection[Any], text: str) -> None:
 async def _applied(connection: AsyncConnection[Any], schema: str) -> dict[int, tuple[str, int]] | None:
     """version -> (checksum, oldest code); None: there is no table of migrations."""
     cursor = connection.cursor(row_factory=tuple_row)
-    quoted = f"{_quoted(schema)}.migrations"
-    await cursor.execute("SELECT pg_catalog.to_regclass($1::text) IS NOT NULL", (quoted,), prepare=False)
+    table = f"{quoted(schema)}.migrations"
+    await cursor.execute("SELECT pg_catalog.to_regclass($1::text) IS NOT NULL", (table,), prepare=False)
     found = await cursor.fetchone()
     if found is None or not found[0]:
         return None

@@ -57,8 +57,12 @@ def in_schema(sql: str, schema: str) -> str:
     """The text with `perdure.` replaced by the quoted name of the schema."""
     if schema == DEFAULT_SCHEMA:
         return sql
-    quoted = '"' + schema.replace('"', '""') + '".'
-    return _SCHEMA.sub(lambda _: quoted, sql)
+    return _SCHEMA.sub(lambda _: f"{quoted(schema)}.", sql)
+
+
+def quoted(name: str) -> str:
+    """A name, as SQL has it."""
+    return '"' + name.replace('"', '""') + '"'
 
 
 @cache
