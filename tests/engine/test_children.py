@@ -11,6 +11,7 @@ import psycopg
 import pytest
 
 from perdure import App, Client, Handle, WorkflowCancelled, step, telemetry
+from perdure.engine.children import Children
 from perdure.engine.writer import Writer
 from perdure.model.ids import new_id
 from perdure.model.records import Checkpoint, Suspension
@@ -284,3 +285,19 @@ async def test_a_child_that_never_ran_is_heard_of_all_the_same(app: App, client:
         else:
             await client.handle(info.id).terminate()
         assert await handle.result(timeout=SOON) == "it was cancelled"
+
+
+def test_a_child_that_ended_before_its_parent_knows_of_its_birth_is_looked_for_then() -> None:
+    """Its flush got no answer, another worker was quick, and its note was found: that look can't find it yet."""
+    children, child = Children({}), new_id()
+    children.conceive(child, 1)
+    children.wait(child, "child")
+    children.is_looked_for = True
+    assert children.look() == []
+    children.looked(again=False)
+    assert children.is_looked_for, "the parent must not leave memory: the note is gone"
+    assert children.written(1)
+    assert children.look() == [child]
+    children.looked(again=False)
+    assert not children.is_looked_for
+    assert not children.written(1)

@@ -72,7 +72,7 @@ class ChildResults(Loop):
     async def _look(self, run: Run) -> None:
         loop = asyncio.get_running_loop()
         began = loop.time()
-        awaited = run.children.awaited
+        awaited = run.children.look()
         for first in range(0, len(awaited), _MOST):
             ids = awaited[first : first + _MOST]
             rows = {row.id: row for row in await self._database.attempt("child_results", SHARD, Uuids(ids))}
@@ -83,5 +83,5 @@ class ChildResults(Loop):
                     run.child_ended(id, Ended(rows[id].status, rows[id].payload))
         ended = loop.time()
         self._not_before[run.id] = ended + _DISTANCE * (ended - began) if len(awaited) > _MOST else ended
-        run.children.is_looked_for = run.id in self._asked
+        run.children.looked(again=run.id in self._asked)
         run.consider()

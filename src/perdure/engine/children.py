@@ -16,6 +16,10 @@ How the parent hears of the end:
 
 Who waits looks first, unless the child was started in this breath: a note that came before was for nobody.
 
+A child may have ended before its parent knows that it was born: the flush got no answer, and another worker was quick.
+A look that its note has caused doesn't find it among those that are waited for, as far as is known. So there is another
+look when it is known, and the parent doesn't leave memory before.
+
 When the parent is asked to end, the children that it has started, and that haven't ended, are asked to end, too,
 unless they are detached; so are those for which nobody waits any more because the task that did was cancelled (a limit
 of time, a task group). They are asked behind everything that is recorded, and the parent's own result waits until they
@@ -102,11 +106,19 @@ class Children:
         self._unborn: dict[UUID, int] = {}
         self.is_looked_for = False
         """Somebody is about to look for those that are waited for."""
+        self._missed = False
 
-    @property
-    def awaited(self) -> list[UUID]:
-        """Those that somebody waits for, as far as they are durable."""
+    def look(self) -> list[UUID]:
+        """Somebody looks for those that are waited for: as far as they are durable.
+
+        Another one may have ended, too: its birth has got no answer yet. It is looked for when it has.
+        """
+        self._missed = any(id in self._unborn for id in self._waiting)
         return [id for id in self._waiting if id not in self._ended and id not in self._unborn]
+
+    def looked(self, *, again: bool) -> None:
+        """Somebody has; and will do it again, perhaps."""
+        self.is_looked_for = again or self._missed
 
     def add(self, id: UUID, *, detached: bool) -> None:
         """The code has started one."""
@@ -118,10 +130,12 @@ class Children:
         """It is started with the checkpoint of that number."""
         self._unborn[id] = number
 
-    def written(self, number: int) -> None:
-        """Checkpoints up to that number are durable."""
+    def written(self, number: int) -> bool:
+        """Checkpoints up to that number are durable; returns whether somebody must look for the children of these."""
+        count = len(self._unborn)
         while self._unborn and (first := next(iter(self._unborn))) and self._unborn[first] <= number:
             del self._unborn[first]
+        return self._missed and len(self._unborn) < count
 
     def close(self, id: UUID) -> bool:
         """That one needn't be asked to end any more; returns whether it would have been."""

@@ -928,8 +928,8 @@ class Run:
 
     def written(self, checkpoints: int) -> None:
         self._acknowledged += checkpoints
-        if self._children is not None:
-            self._children.written(self._acknowledged)
+        if self._children is not None and self._children.written(self._acknowledged):
+            self.host.look_for_children(self.id)
         reached = 0
         for number, future in self._barriers:
             if number > self._acknowledged:
