@@ -207,16 +207,45 @@ async def test_after_an_outage_nobody_is_declared_dead_for_one_lease(
     await recovery_of(database, first).tick()
     assert sql("SELECT status FROM worker_rows WHERE id = %s", second) == [("live",)]
     assert sql("SELECT worker_id FROM queue_entries WHERE workflow_id = %s", held) == [(second,)]
-    ticking.advance(6)
-    assert await beat(database, first)
+    for _ in range(3):
+        ticking.advance(3)
+        assert await beat(database, first)
     await recovery_of(database, first).tick()
     assert sql("SELECT worker_id FROM queue_entries WHERE workflow_id = %s", held) == [(second,)]
-    ticking.advance(5)
+    ticking.advance(3)
     assert not await beat(database, second)
     assert await beat(database, first)
     await recovery_of(database, first).tick()
     assert sql("SELECT status FROM worker_rows WHERE id = %s", second) == [("dead",)]
     assert sql("SELECT worker_id, recoveries FROM queue_entries WHERE workflow_id = %s", held) == [(None, 1)]
+
+
+async def test_after_an_outage_that_is_shorter_than_the_lease_nobody_is_declared_dead_either(
+    database: FaultyDatabase, ticking: Any, sql: Sql
+) -> None:
+    """It ends the lease of who beat first before it, and not yet that of who beat last."""
+    first, second = await register(database, lease=10), await register(database, lease=10)
+    ticking.advance(4)
+    for _ in range(5):
+        ticking.advance(2)
+        assert await beat(database, second)
+        assert await beat(database, first)
+    ticking.advance(2)
+    assert await beat(database, first)
+    ticking.advance(9)  # an outage: 11 s since the second one's beat, 9 s since the first one's
+    await recovery_of(database, first).tick()
+    assert await beat(database, first)
+    await recovery_of(database, first).tick()
+    assert sql("SELECT status FROM worker_rows WHERE id = %s", second) == [("live",)]
+    for _ in range(4):
+        ticking.advance(2)
+        assert await beat(database, first)
+        await recovery_of(database, first).tick()
+    assert sql("SELECT status FROM worker_rows WHERE id = %s", second) == [("live",)]
+    ticking.advance(2.5)
+    assert await beat(database, first)
+    await recovery_of(database, first).tick()
+    assert sql("SELECT status FROM worker_rows WHERE id = %s", second) == [("dead",)]
 
 
 async def test_a_worker_whose_own_lease_is_over_buries_nobody(database: FaultyDatabase, ticking: Any, sql: Sql) -> None:
@@ -256,7 +285,9 @@ async def test_a_clock_that_is_set_back_keeps_nobody_alive_who_is_dead(
         assert await beat(database, first)
         await recovery_of(database, first).tick()
         seen.append(sql("SELECT status FROM worker_rows WHERE id IN (%s, %s) ORDER BY id <> %s", dead, patient, dead))
-        ticking.advance(5)
+        ticking.advance(2.5)
+        assert await beat(database, first)
+        ticking.advance(2.5)
         if len(seen) == 5:
             assert await beat(database, patient)
     assert seen == [[("live",), ("live",)]] * 2 + [[("dead",), ("live",)]] * 7

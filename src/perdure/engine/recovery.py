@@ -3,8 +3,9 @@
 Any worker does this, all of them at once if need be: burying is one guarded update, and the entries of the dead are
 taken in batches with SKIP LOCKED. Three rules keep it right:
 
-- A worker buries others only when its own lease has been unbroken for one lease. After an outage of the database all
-  leases have run out together, and nobody may be declared dead for that.
+- A worker buries others only when its own lease has been unbroken for one lease, and no two beats of it in a row were
+  missed meanwhile. After an outage of the database all leases have run out together, or (an outage shorter than the
+  lease) those of some a moment before those of others, and nobody may be declared dead for that.
 - A clock that is set back leaves leases that end far in the future. Such a worker is dead as well, once it has had the
   time to write a new one (a lease, its own or the other's, whichever is longer).
 - What is recovered is found by the entries, not by the list of the dead: an entry whose worker isn't alive. So a claim

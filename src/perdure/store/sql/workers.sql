@@ -14,11 +14,13 @@ ON CONFLICT (shard, id) DO NOTHING;
 
 -- :name heartbeat
 -- The lease of a worker goes on. Its thread, a few times a lease. No row: the lease is lost, and nothing revives it.
--- Where the clock was set back it has been held since now: what lies in the future says nothing.
+-- Where the clock was set back it has been held since now: what lies in the future says nothing. The same where beats
+-- were missed: what kept them from coming may have kept others' as well.
 -- $1 shard int4 · $2 id uuid
 UPDATE perdure.worker_rows
 SET heartbeat_at = perdure.now(),
-    held_since = LEAST(held_since, perdure.now()),
+    held_since = CASE WHEN heartbeat_at + pg_catalog.make_interval(secs => lease_seconds / 2) < perdure.now()
+                      THEN perdure.now() ELSE LEAST(held_since, perdure.now()) END,
     expires_at = perdure.now() + pg_catalog.make_interval(secs => lease_seconds)
 WHERE shard = $1::int4 AND id = $2::uuid AND status = 'live' AND expires_at > perdure.now()
 RETURNING (SELECT ARRAY[pg_catalog.count(*), COALESCE(pg_catalog.sum(wakes), 0)::int8] FROM perdure.queue_entries
@@ -33,8 +35,9 @@ SET status = $3::text, ended_at = perdure.now()
 WHERE shard = $1::int4 AND id = $2::uuid AND status = 'live';
 
 -- :name bury
--- live -> dead, for workers whose lease ran out. Any worker whose own lease has been unbroken for one lease: after an
--- outage nobody is declared dead for having been cut off too.
+-- live -> dead, for workers whose lease ran out. Any worker whose own lease has been unbroken for one lease, and whose
+-- beats come in time: after an outage nobody is declared dead for having been cut off too. An outage that is shorter than
+-- the lease ends that of whoever beat first before it, and not yet that of who beat last.
 -- A lease that ends later than one that begins now was written before the clock was set back. Who is alive has written a
 -- new one, once the longer of the two leases has passed since then.
 -- $1 shard int4 · $2 id uuid of who does it
@@ -58,7 +61,8 @@ WHERE shard = $1::int4 AND status = 'live'
   AND EXISTS (
       SELECT 1 FROM perdure.worker_rows AS me
       WHERE me.shard = $1::int4 AND me.id = $2::uuid AND me.status = 'live' AND me.expires_at > perdure.now()
-        AND me.held_since + pg_catalog.make_interval(secs => me.lease_seconds) <= perdure.now())
+        AND me.held_since + pg_catalog.make_interval(secs => me.lease_seconds) <= perdure.now()
+        AND me.heartbeat_at + pg_catalog.make_interval(secs => me.lease_seconds / 2) >= perdure.now())
 RETURNING id, host, pid;
 
 -- :name orphans
