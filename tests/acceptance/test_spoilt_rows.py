@@ -190,6 +190,25 @@ async def test_what_a_replay_does_not_need_may_say_anything(spoilt: Spoilt, edit
     assert spoilt.bodies == []
 
 
+async def test_a_time_that_is_no_datetime_stops_nothing(app: App, sql: Sql) -> None:
+    """It is read with all that is claimed at the same time, and by whoever lists workflows."""
+
+    @app.workflow
+    async def flow(number: int) -> int:
+        return number
+
+    handles = [await app.start(flow(number)) for number in range(3)]
+    first, last = handles[0].id, handles[2].id
+    sql(
+        "UPDATE queue_entries SET enqueued_at = '-infinity', started_at = '4713-01-01 BC' WHERE workflow_id = %s", first
+    )
+    sql("UPDATE queue_entries SET deadline = 'infinity', started_at = '294276-01-01' WHERE workflow_id = %s", last)
+    sql("UPDATE workflow_rows SET created_at = 'infinity' WHERE id = %s", last)
+    async with app.worker():
+        assert [await handle.result(timeout=SOON) for handle in handles] == [0, 1, 2]
+    assert {info.created_at.year for info in [await handle.describe() for handle in handles]} >= {9999}
+
+
 @pytest.mark.parametrize("payload", ["7", "[]", "null", "{}", '{"by": 5, "reason": []}', '"$deadline"'])
 async def test_a_request_to_end_may_say_anything(app: App, sql: Sql, payload: str) -> None:
     gate = Gate()

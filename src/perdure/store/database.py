@@ -37,7 +37,7 @@ from psycopg.rows import namedtuple_row
 from perdure import embedded, telemetry
 from perdure.config import Settings
 from perdure.errors import ConfigurationError, DatabaseUnavailable, SchemaError
-from perdure.store import arrays, migrations
+from perdure.store import arrays, instants, migrations
 from perdure.store.programs import Program
 from perdure.store.statements import Statement, statements
 
@@ -370,6 +370,7 @@ async def _connect(url: str) -> Connection:
         url, autocommit=True, cursor_factory=AsyncRawCursor, row_factory=namedtuple_row, prepare_threshold=None
     )
     arrays.register(connection.adapters)
+    instants.register(connection.adapters)
     connection.add_notice_handler(_on_notice)
     return connection
 
