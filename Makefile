@@ -5,8 +5,9 @@ BIN    := $(VENV)/bin
 JOBS   ?= 2
 
 MINUTES ?= 5
+SEEDS   ?= 0-199
 
-.PHONY: demo test test-full check bench chaos clean
+.PHONY: demo test test-full check bench simulation chaos clean
 
 demo: $(VENV)/.demo         ## the main job: ingest the standard library, kill a worker, lose nothing
 	$(BIN)/perdure demo $(ARGS)
@@ -27,6 +28,9 @@ check: $(VENV)/.dev         ## lint, types, import contracts
 
 bench: $(VENV)/.bench       ## against a peer, in one run
 	$(BIN)/python -m benchmarks $(ARGS)
+
+simulation: $(VENV)/.dev    ## play SEEDS of the simulation: a network that obeys chance, and a clock of its own
+	cd tests && PYTHONHASHSEED=0 ../$(BIN)/python -m simulation --seeds $(SEEDS) $(ARGS)
 
 chaos: $(VENV)/.chaos       ## attack workers, server and connections for MINUTES, and look at the books
 	PYTHONPATH=tests $(BIN)/python -m chaos --minutes $(MINUTES) $(ARGS)

@@ -1,0 +1,279 @@
+"""The clients of a seed: they start workflows, send, cancel, resume, and know how each must end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from datetime import timedelta
+from itertools import count
+from random import Random
+from typing import Any
+
+from perdure import App
+from perdure.errors import DatabaseUnavailable, DeadlineExceeded, WorkflowCancelled, WrongState
+from perdure.handle import Handle
+from simulation.books import Books
+from simulation.loop import PROCESS, Process
+from simulation.seen import LEASE
+from simulation.world import Broken, Flaky
+
+
+class Client:
+    """What client processes do; also those that live in a worker's process."""
+
+    def __init__(self, chance: Random, books: Books, app: Callable[[Process], App]) -> None:
+        self.chance = chance
+        self.books = books
+        self._app = app
+        self._numbers = count(1)
+
+    async def work(self) -> None:
+        """Start some workflows, and see what becomes of them."""
+        app = self._app(PROCESS.get())
+        chance = self.chance
+        known = app.workflow_functions
+        jobs: list[Coroutine[Any, Any, None]] = []
+        for number in range(chance.randint(3, 7)):
+            kind = chance.choice(
+                (
+                    "chain",
+                    "wide",
+                    "stubborn",
+                    "listener",
+                    "family",
+                    "trip",
+                    "limited",
+                    "lap",
+                    "courier",
+                    "keyed",
+                    "doomed",
+                    "deadline",
+                    "broken",
+                    "tried",
+                    "writer",
+                    "oracle",
+                    "mixed",
+                    "torn",
+                    "listener",
+                    "family",
+                )
+            )
+            jobs.append(getattr(self, f"_{kind}")(app, known, number))
+        tasks = []
+        for job in jobs:
+            await asyncio.sleep(chance.choice((0.0, 0.1, 1.0)))
+            tasks.append(asyncio.ensure_future(job))
+        await asyncio.gather(*tasks)
+
+    async def _start(self, app: App, invocation: Callable[[], Any], key: str | None = None, **options: Any) -> Any:
+        """Start it: acknowledged, or the caller tries again under the same key."""
+        key = key or f"start{next(self._numbers)}"
+        while True:
+            try:
+                handle = await app.start(invocation(), key=key, **options)
+            except DatabaseUnavailable:
+                continue
+            self.books.acknowledged.add(handle.id)
+            return handle
+
+    async def _result(self, handle: Handle[Any]) -> Any:
+        """Its result, which must be durable when anybody gets it."""
+        while True:
+            with suppress(DatabaseUnavailable):
+                (result,) = await asyncio.gather(handle.result(), return_exceptions=True)
+                if isinstance(result, DatabaseUnavailable):
+                    raise result
+                if not self.books.has_result(handle.id):
+                    raise Broken(f"a result of {handle.id} was given out that isn't there")
+                if isinstance(result, BaseException):
+                    raise result
+                return result
+
+    async def _verb(self, verb: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        while True:
+            with suppress(DatabaseUnavailable):
+                return await verb()
+
+    async def _chain(self, app: App, known: Any, number: int) -> None:
+        chance = self.chance
+        pauses = [chance.choice((0.0, 0.05, 0.7, 3.0)) for _ in range(chance.randint(0, 3))]
+        steps = chance.randint(1, 5)
+        delay = chance.choice((None, timedelta(seconds=1)))
+        handle = await self._start(app, lambda: known["chain"](steps, pauses), delay=delay)
+        path = await self._result(handle)
+        self.books.expect(handle, path, [f"step{each}" for each in range(steps)])
+
+    async def _wide(self, app: App, known: Any, number: int) -> None:
+        width, seconds = self.chance.randint(1, 5), self.chance.choice((0.0, 0.01, 0.8))
+        handle = await self._start(app, lambda: known["wide"](width, seconds))
+        path = await self._result(handle)
+        self.books.expect(handle, path, None, count=width + 3)
+
+    async def _stubborn(self, app: App, known: Any, number: int) -> None:
+        failures = self.chance.randint(0, 3)
+        handle = await self._start(app, lambda: known["stubborn"](failures))
+        self.books.expect(handle, await self._result(handle), ["flaky", "after"])
+
+    async def _listener(self, app: App, known: Any, number: int) -> None:
+        count, pause = self.chance.randint(1, 5), self.chance.choice((0.0, 0.0, 1.5))
+        handle = await self._start(app, lambda: known["listener"](count, pause))
+        for each in range(count):
+            await asyncio.sleep(self.chance.choice((0.0, 0.001, 0.003, 0.3, 1.01)))
+            await self._verb(lambda each=each: handle.send("numbers", each, idempotency_key=str(each)))  # type: ignore[misc]
+        path, heard = await self._result(handle)
+        if heard != list(range(count)):
+            raise Broken(f"{handle.id} heard {heard} of {count} messages")
+        self.books.expect(handle, path, None, count=2 * count)
+
+    async def _courier(self, app: App, known: Any, number: int) -> None:
+        count = self.chance.randint(1, 3)
+        target = await self._start(app, lambda: known["listener"](count, 0.0))
+        sender = await self._start(app, lambda: known["courier"](str(target.id), count))
+        path, heard = await self._result(target)
+        if heard != list(range(count)):
+            raise Broken(f"{target.id} heard {heard} of {count} messages of a workflow")
+        self.books.expect(target, path, None, count=2 * count)
+        self.books.expect(sender, await self._result(sender), [f"pack{each}" for each in range(count)])
+
+    async def _family(self, app: App, known: Any, number: int) -> None:
+        size, pause = self.chance.randint(1, 4), self.chance.choice((0.0, 0.7, 1.0, 1.01))
+        handle = await self._start(app, lambda: known["family"](size, pause))
+        self.books.expect(handle, await self._result(handle), None, count=size + 2)
+
+    async def _trip(self, app: App, known: Any, number: int) -> None:
+        pause = self.chance.choice((0.3, 2.0, 5.0))
+        handle = await self._start(app, lambda: known["trip"](pause))
+        await asyncio.sleep(self.chance.choice((0.0, 0.01, 0.5, 2.0, 6.0)))
+        for _ in range(self.chance.choice((1, 1, 2))):
+            with suppress(WrongState):
+                await self._verb(handle.cancel)
+        try:
+            path = await self._result(handle)
+        except Exception as error:
+            if type(error).__name__ != "WorkflowCancelled":
+                raise
+            if any(effect.workflow_id == handle.id for effect in self.books.world.effects):
+                raise Broken(f"{handle.id} was cancelled behind its code's back") from error
+            return
+        cancelled = "=cancelled" in path
+        self.books.expect(handle, path, None, count=len(path))
+        undone = [each for each in self.books.world.effects if each.workflow_id == handle.id and each.name == "unbook"]
+        booked = [each for each in path if each.startswith("book")]
+        if cancelled and booked and not undone:
+            raise Broken(f"{handle.id} was cancelled, and nothing was undone")
+        if not cancelled and undone:
+            raise Broken(f"{handle.id} came to its end, and was undone")
+
+    async def _limited(self, app: App, known: Any, number: int) -> None:
+        pause = self.chance.choice((0.05, 0.7, 3.0))
+        handle = await self._start(app, lambda: known["limited"](pause))
+        self.books.expect(handle, await self._result(handle), None, count=2)
+
+    async def _lap(self, app: App, known: Any, number: int) -> None:
+        laps = self.chance.randint(1, 3)
+        handle = await self._start(app, lambda: known["lap"](0, laps))
+        path = await self._result(handle)
+        if [each.partition(":")[0] for each in path] != [f"lap{laps - 1}"]:
+            raise Broken(f"{handle.id} ended with {path} after {laps} laps")
+
+    async def _keyed(self, app: App, known: Any, number: int) -> None:
+        key = f"shared{number}"
+        apps = (app, self._app(PROCESS.get()))  # with lanes of their own
+        handles = await asyncio.gather(
+            *(
+                self._start(apps[each % 2], lambda: known["chain"](2, []), key=key)
+                for each in range(self.chance.randint(2, 4))
+            )
+        )
+        if len({handle.id for handle in handles}) != 1:
+            raise Broken(f"key {key!r} started {len({handle.id for handle in handles})} workflows")
+        self.books.expect(handles[0], await self._result(handles[0]), ["step0", "step1"])
+
+    async def _doomed(self, app: App, known: Any, number: int) -> None:
+        if self.chance.random() < 0.5:
+            handle = await self._start(app, lambda: known["chain"](4, [0.3, 0.01, 2.0]))
+        else:  # it notices nothing by itself
+            handle = await self._start(app, lambda: known["torn"](20.0))
+        await asyncio.sleep(self.chance.choice((0.0, 0.005, 0.05, 0.4, 2.0)))
+        with suppress(WrongState):
+            await self._verb(handle.terminate)
+        with suppress(WorkflowCancelled):
+            self.books.expect(handle, await self._result(handle), [f"step{each}" for each in range(4)])
+
+    async def _deadline(self, app: App, known: Any, number: int) -> None:
+        limit = timedelta(seconds=self.chance.choice((0.1, 1.0, 3.0)))
+        handle = await self._start(app, lambda: known["trip"](self.chance.choice((0.5, 2.0))), timeout=limit)
+        with suppress(DeadlineExceeded):  # before it began
+            path = await self._result(handle)
+            self.books.expect(handle, path, None, count=len(path))
+
+    async def _broken(self, app: App, known: Any, number: int) -> None:
+        handle = await self._start(app, lambda: known["broken"]())
+        try:
+            await self._result(handle)
+            raise Broken(f"{handle.id} didn't fail")
+        except Flaky:
+            pass
+        self.books.world.mended.add(handle.id)
+        await self._verb(handle.resume)
+        self.books.expect(handle, await self._result(handle), ["before", "fragile", "after"])
+
+    async def _tried(self, app: App, known: Any, number: int) -> None:
+        attempts = self.chance.randint(1, 3)
+        handle = await self._start(app, lambda: known["tried"](attempts))
+        self.books.expect(handle, await self._result(handle), ["before", "capricious"])
+
+    async def _writer(self, app: App, known: Any, number: int) -> None:
+        count = self.chance.randint(1, 4)
+        handle = await self._start(app, lambda: known["writer"](count))
+        lines: dict[int, str] = {}
+        while True:
+            try:
+                async for entry in handle.read_stream("lines", type=str):
+                    if lines.setdefault(entry.offset, entry.value) != entry.value:
+                        raise Broken(f"entry {entry.offset} of the stream of {handle.id} has changed")
+                break
+            except DatabaseUnavailable:
+                continue
+        path = await self._result(handle)
+        self.books.expect(handle, path, [f"write{each}" for each in range(count)])
+        if [lines[offset] for offset in sorted(lines)] != path:
+            raise Broken(f"the stream of {handle.id} said {lines}, and it ended with {path}")
+
+    async def _oracle(self, app: App, known: Any, number: int) -> None:
+        answers = self.chance.randint(1, 3)
+        handle = await self._start(app, lambda: known["oracle"](answers))
+        curious = await self._start(app, lambda: known["curious"](str(handle.id)))
+        for each in range(answers):
+            answer = await handle.ask("questions", each, type=str)
+            if answer.partition(":")[0] != f"answer{each}":
+                raise Broken(f"{handle.id} answered {answer} to question {each}")
+        self.books.expect(handle, await self._result(handle), None, count=2 * answers + 1)
+        self.books.expect(curious, await self._result(curious), [f"={answers}", "knows"])
+
+    async def _mixed(self, app: App, known: Any, number: int) -> None:
+        seconds = self.chance.choice((0.4, 1.5))
+        handle = await self._start(app, lambda: known["mixed"](seconds))
+        self.books.expect(handle, await self._result(handle), None, count=3)
+
+    async def _torn(self, app: App, known: Any, number: int) -> None:
+        handle = await self._start(app, lambda: known["torn"](9.0))
+        await asyncio.sleep(self.chance.choice((0.0, 1.0, 2.0)))
+        sent = self.books.loop.time()
+        await self._verb(lambda: handle.send("numbers", 1, idempotency_key="1"))
+        self.books.expect(handle, await self._result(handle), None, count=3)
+        heard = next(
+            each.at for each in self.books.world.effects if each.workflow_id == handle.id and each.name == "heard"
+        )
+        if self.books.is_calm and heard - sent > LEASE:
+            raise Broken(f"{handle.id} heard a message {heard - sent:.3f} s after it was sent")
+
+    async def resident(self, app: App) -> None:
+        """What lives in a worker's own process: its starts may be claimed at birth, and are nobody else's to repeat."""
+        for _ in range(self.chance.randint(0, 4)):
+            await asyncio.sleep(self.chance.choice((0.0, 0.05, 1.0, 3.0)))
+            with suppress(DatabaseUnavailable):
+                handle = await app.start(app.workflow_functions["chain"](2, [self.chance.choice((0.0, 0.7))]))
+                self.books.acknowledged.add(handle.id)
+                self.books.expect(handle, await self._result(handle), ["step0", "step1"])
