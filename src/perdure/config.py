@@ -27,7 +27,7 @@ class Settings:
         read_only: Whether a server that takes no writes (a standby) will do: for tools that only look.
     """
 
-    database_url: str | None = None
+    database_url: str | None = field(default=None, repr=False)  # it may hold a password
     schema: str = "perdure"
     connect_timeout: timedelta = timedelta(seconds=30)
     statement_timeout: timedelta = timedelta(seconds=30)

@@ -39,6 +39,14 @@ class Commands(click.Group):
         super().__init__(*args, **kwargs)
         self.later = later
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        for given in args:
+            try:
+                given.encode()
+            except UnicodeEncodeError:
+                raise click.UsageError(f"{given!r} isn't valid UTF-8; PostgreSQL stores nothing else", ctx) from None
+        return super().parse_args(ctx, args)
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(self.later)
 
