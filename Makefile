@@ -7,7 +7,7 @@ JOBS   ?= 2
 MINUTES ?= 5
 SEEDS   ?= 0-199
 
-.PHONY: demo test test-full check bench simulation chaos clean
+.PHONY: demo test test-full check bench simulation reliability chaos clean
 
 demo: $(VENV)/.demo         ## the main job: ingest the standard library, kill a worker, lose nothing
 	$(BIN)/perdure demo $(ARGS)
@@ -31,6 +31,9 @@ bench: $(VENV)/.bench       ## against a peer, in one run
 
 simulation: $(VENV)/.dev    ## play SEEDS of the simulation: a network that obeys chance, and a clock of its own
 	cd tests && PYTHONHASHSEED=0 ../$(BIN)/python -m simulation --seeds $(SEEDS) $(ARGS)
+
+reliability: $(VENV)/.chaos ## simulation, chaos, failover and hostile rows; writes docs/explanation/reliability.md
+	PYTHONPATH=tests $(BIN)/python tests/reliability.py $(ARGS)
 
 chaos: $(VENV)/.chaos       ## attack workers, server and connections for MINUTES, and look at the books
 	PYTHONPATH=tests $(BIN)/python -m chaos --minutes $(MINUTES) $(ARGS)
