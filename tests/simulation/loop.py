@@ -135,8 +135,3 @@ class Loop(asyncio.BaseEventLoop):
             if able := [process for process in self._processes if process.can_run]:
                 return able
         raise Stuck(f"at {self._now:.3f} s nobody can go on")
-
-    def _process_events(self, event_list: Any) -> None:
-        raise NotImplementedError
-
-    def _write_to_self(self) -> None: ...
