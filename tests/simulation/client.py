@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from datetime import timedelta
 from itertools import count
@@ -20,12 +20,26 @@ from simulation.world import Broken, Flaky
 
 
 class Client:
-    """What client processes do; also those that live in a worker's process."""
+    """What client processes do; also those that live in a worker's process.
 
-    def __init__(self, chance: Random, books: Books, app: Callable[[Process], App]) -> None:
+    Some wait for the moment at which a fault hurts: then a worker is killed, or loses a flush (`lose_flush` says
+    whether it did, which needs a seed with faults).
+    """
+
+    def __init__(
+        self,
+        chance: Random,
+        books: Books,
+        app: Callable[[Process], App],
+        *,
+        kill: Callable[[str], Awaitable[None]],
+        lose_flush: Callable[[str], Awaitable[bool]],
+    ) -> None:
         self.chance = chance
         self.books = books
         self._app = app
+        self._kill = kill
+        self._lose_flush = lose_flush
         self._numbers = count(1)
 
     async def work(self) -> None:
@@ -43,6 +57,7 @@ class Client:
                     "listener",
                     "family",
                     "trip",
+                    "recalled",
                     "limited",
                     "lap",
                     "courier",
@@ -94,6 +109,15 @@ class Client:
         while True:
             with suppress(DatabaseUnavailable):
                 return await verb()
+
+    async def _doer(self, handle: Handle[Any], name: str) -> str | None:
+        """The worker that does this, once it does."""
+        for _ in range(150):
+            for effect in reversed(self.books.world.effects):
+                if effect.workflow_id == handle.id and effect.name == name:
+                    return effect.process
+            await asyncio.sleep(0.02)
+        return None
 
     async def _chain(self, app: App, known: Any, number: int) -> None:
         chance = self.chance
@@ -165,6 +189,20 @@ class Client:
         if not cancelled and undone:
             raise Broken(f"{handle.id} came to its end, and was undone")
 
+    async def _recalled(self, app: App, known: Any, number: int) -> None:
+        handle = await self._start(app, lambda: known["recalled"](2.0))
+        await self._doer(handle, "called")
+        await asyncio.sleep(0.3)
+        with suppress(WrongState):
+            await self._verb(handle.cancel)
+        worker = await self._doer(handle, "told")
+        if worker is not None:  # when the step beside it has ended, behind the cancellation
+            await asyncio.sleep(0.3)
+            await self._kill(worker)
+        with suppress(WorkflowCancelled):  # before it was told
+            path = await self._result(handle)
+            self.books.expect(handle, path, None, count=len(path))
+
     async def _limited(self, app: App, known: Any, number: int) -> None:
         pause = self.chance.choice((0.05, 0.7, 3.0))
         handle = await self._start(app, lambda: known["limited"](pause))
@@ -191,15 +229,24 @@ class Client:
         self.books.expect(handles[0], await self._result(handles[0]), ["step0", "step1"])
 
     async def _doomed(self, app: App, known: Any, number: int) -> None:
-        if self.chance.random() < 0.5:
-            handle = await self._start(app, lambda: known["chain"](4, [0.3, 0.01, 2.0]))
-        else:  # it notices nothing by itself
-            handle = await self._start(app, lambda: known["torn"](20.0))
-        await asyncio.sleep(self.chance.choice((0.0, 0.005, 0.05, 0.4, 2.0)))
+        names = [f"step{each}" for each in range(4)]
+        match self.chance.choice(("busy", "waiting", "in doubt")):
+            case "busy":
+                handle = await self._start(app, lambda: known["chain"](4, [0.3, 0.01, 2.0]))
+                await asyncio.sleep(self.chance.choice((0.0, 0.005, 0.05, 0.4, 2.0)))
+            case "waiting":  # it notices nothing by itself
+                handle = await self._start(app, lambda: known["torn"](20.0))
+                await asyncio.sleep(self.chance.choice((0.0, 0.005, 0.05, 0.4, 2.0)))
+            case _:  # while a flush of it is under way again
+                handle = await self._start(app, lambda: known["steady"](4, 0.3))
+                names = [f"steady{each}" for each in range(4)]
+                worker = await self._doer(handle, "steady0")
+                if worker is not None:
+                    await self._lose_flush(worker)
         with suppress(WrongState):
             await self._verb(handle.terminate)
         with suppress(WorkflowCancelled):
-            self.books.expect(handle, await self._result(handle), [f"step{each}" for each in range(4)])
+            self.books.expect(handle, await self._result(handle), names)
 
     async def _deadline(self, app: App, known: Any, number: int) -> None:
         limit = timedelta(seconds=self.chance.choice((0.1, 1.0, 3.0)))

@@ -55,7 +55,13 @@ class Seed:
         self._storm = Storm(number, loop, self.books, self.seen)
         self.server = Server(url, loop, random.Random(f"hints {number}"), self._storm.fate)
         self._workers = Workers(loop, self.server, self.books.world, lambda app: self._client.resident(app))
-        self._client = Client(chance, self.books, self._workers.app)
+        self._client = Client(
+            chance,
+            self.books,
+            self._workers.app,
+            kill=lambda name: self._storm.kill(name, self._workers, self.server),
+            lose_flush=lambda name: self._storm.lose_flush(name, self._workers, self.server),
+        )
         self._count = chance.choice((1, 2, 2, 3))
 
     def play(self) -> Seen:

@@ -30,7 +30,10 @@ from simulation.loop import PROCESS, Loop, Process
 from simulation.seen import EPOCH_SECONDS
 
 _POLL_SECONDS = 0.002
-_DEADLOCK_SECONDS = 0.012
+_WAITING = """
+    SELECT pid, pg_blocking_pids(pid) FROM pg_stat_activity
+    WHERE wait_event_type = 'Lock' AND datname = current_database()
+"""
 _DEAD = PGconn.connect(b"host=/nowhere port=1")
 _DEAD.finish()
 
@@ -106,7 +109,7 @@ class Flight:
                     self._state = self._gen.send(waiting.READY_W)
                 elif self.link.readable(_POLL_SECONDS):
                     self._state = self._gen.send(waiting.READY_R)
-                elif self._server.is_waiting(self.link) and not self.link.readable(_DEADLOCK_SECONDS):
+                elif self._server.is_waiting(self.link):
                     return False
         except StopIteration as end:
             self.result = end.value
@@ -133,7 +136,9 @@ class Server:
         self._chance = chance
         self._blocked: list[Flight] = []
         self._connections: list[SimulatedConnection] = []
-        self._listeners: list[asyncio.Queue[Any]] = []
+        self._listeners: list[tuple[Process, asyncio.Queue[Any]]] = []
+        self.deaf: set[Process] = set()
+        """Those that hear no hints."""
 
     # --- the real side ---------------------------------------------------------------------------------------------
 
@@ -143,13 +148,23 @@ class Server:
     _monitor: ClassVar[psycopg.Connection[Any] | None] = None
 
     def is_waiting(self, link: Link) -> bool:
-        """Whether that session waits for a lock."""
+        """Whether that session waits for a lock, and would for ever. In a deadlock, one will be told soon.
+
+        The lock table says it, not what the session shows: it may have got its lock, and not have woken yet.
+        """
         if Server._monitor is None:
             Server._monitor = psycopg.connect(self.url, autocommit=True)
-        row = Server._monitor.execute(
-            "SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = %s", (link.pid,)
-        ).fetchone()
-        return row is not None and bool(row[0])
+        waiting = dict(Server._monitor.execute(_WAITING).fetchall())
+        reached = set[int]()
+        ahead = [link.pid]
+        while ahead:
+            for pid in waiting.get(ahead.pop(), ()):
+                if pid == link.pid:
+                    return False
+                if pid not in reached:
+                    reached.add(pid)
+                    ahead.append(pid)
+        return bool(reached)
 
     def _link(self) -> Link:
         if Server._free:
@@ -325,9 +340,9 @@ class Server:
 
     def notified(self, payloads: list[str]) -> None:
         """Somebody has sent hints: who listens hears them, or doesn't."""
-        for queue in self._listeners:
+        for process, queue in self._listeners:
             delay = self._chance.choice((0.0002, 0.001, 0.005))
-            if self._chance.random() < 0.2:
+            if self._chance.random() < 0.2 or process in self.deaf:
                 self.notes.append(("unheard", ""))
             else:
                 for payload in payloads:
@@ -380,7 +395,8 @@ class SimulatedConnection(AsyncConnection[Any]):
 
     async def notifies(self, **options: Any) -> Any:
         queue = asyncio.Queue[Any]()
-        self.server._listeners.append(queue)
+        listener = (self.process, queue)
+        self.server._listeners.append(listener)
         try:
             while not self.is_severed:
                 getter = asyncio.ensure_future(queue.get())
@@ -390,7 +406,7 @@ class SimulatedConnection(AsyncConnection[Any]):
                     break
                 yield psycopg.Notify("simulation", getter.result(), 0)
         finally:
-            self.server._listeners.remove(queue)
+            self.server._listeners.remove(listener)
         raise psycopg.OperationalError("server closed the connection unexpectedly")
 
     async def close(self) -> None:

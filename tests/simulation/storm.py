@@ -130,6 +130,26 @@ class Storm:
         await asyncio.sleep(chance.choice((0.0, 0.0003, 0.001)))
         return True
 
+    async def lose_flush(self, name: str, workers: Workers, server: Server) -> bool:
+        """The next flush of that worker never arrives, and it hears nothing from then on. Not every seed has faults."""
+        if self.is_calm or not self._is_raging or name in self._ambushes or name not in workers.names:
+            return False
+        server.deaf.add(workers[name])
+        ambush = self._ambushes[name] = Ambush("lost", FLUSHES, Fate(is_lost=True))
+        self._books.trouble(name, 3.0)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(2.0):
+                await ambush.sprung.wait()
+                return True
+        if self._ambushes.get(name) is ambush:
+            del self._ambushes[name]
+        return False
+
+    async def kill(self, name: str, workers: Workers, server: Server) -> None:
+        """That worker dies now, where a seed has faults."""
+        if not self.is_calm and self._is_raging:
+            await self._strike("kill", name, workers, server)
+
     async def _strike(self, kind: str, name: str, workers: Workers, server: Server) -> None:
         if name not in workers.names:
             return

@@ -43,8 +43,8 @@ def test_nothing_breaks_and_every_named_place_is_reached() -> None:
 
 
 def test_a_seed_gives_the_same_course_of_events_each_time() -> None:
-    first, second = simulation("--seeds", "17-20"), simulation("--seeds", "17-20", "--jobs", "1")
-    assert len(played(first.stdout)) == 4
+    first, second = simulation("--seeds", "17-18"), simulation("--seeds", "17-18", "--jobs", "1")
+    assert len(played(first.stdout)) == 2
     assert played(first.stdout) == played(second.stdout)
 
 

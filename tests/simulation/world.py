@@ -141,6 +141,14 @@ def declare(world: World, process: str) -> App:
         return path
 
     @app.workflow
+    async def steady(steps: int, seconds: float) -> list[str]:
+        """Steps one after the other, each of which takes its time."""
+        path = begin()
+        for number in range(steps):
+            await act(slow, f"steady{number}", seconds)
+        return path
+
+    @app.workflow
     async def wide(width: int, seconds: float) -> list[str]:
         """Steps beside each other, and a race."""
         path = begin()
@@ -210,6 +218,21 @@ def declare(world: World, process: str) -> App:
             got("=cancelled")
             await act(slow, "told", 0.5)
             return path
+        return path
+
+    @app.workflow
+    async def recalled(pause: float) -> list[str]:
+        """It does one thing where it is cancelled in time, and another thing beside it."""
+        path = begin()
+        await act(effect, "called")
+        beside = asyncio.create_task(act(slow, "beside", 0.5))
+        try:
+            await sleep(timedelta(seconds=pause))
+            got("=slept")
+        except asyncio.CancelledError:
+            got("=cancelled")
+            await act(slow, "told", 0.5)
+        await beside
         return path
 
     @app.workflow
