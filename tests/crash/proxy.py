@@ -199,12 +199,14 @@ class Proxy:
         self._serving: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
-        self._server: asyncio.Server | None = None
-        self.port = 0
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._sockets: list[socket.socket] = [self._listener]
+        self.port: int = self._listener.getsockname()[1]
 
     def __enter__(self) -> Self:
         self._thread.start()
-        asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(10)
+        self._listener.setblocking(False)
+        self._loop.call_soon_threadsafe(self._loop.add_reader, self._listener, self._accept)
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -236,31 +238,43 @@ class Proxy:
         taken = [fault for fault in self._faults if fault.takes(sql)]
         return taken[0] if taken else None
 
-    async def _listen(self) -> None:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        self.port = self._server.sockets[0].getsockname()[1]
+    def _accept(self) -> None:
+        """Take what comes in. The sockets are ours from their first moment: asyncio forgets some when it is stopped."""
+        with suppress(OSError):
+            accepted, _ = self._listener.accept()
+            self.accepted += 1
+            self._begin(self._own(accepted))
 
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.accepted += 1
-        self._writers.add(writer)
-        task = asyncio.ensure_future(self._serve(reader, writer))
+    def _begin(self, accepted: socket.socket) -> None:
+        task = self._loop.create_task(self._serve(accepted))
         self._serving.add(task)
         task.add_done_callback(self._serving.discard)
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _own(self, raw: socket.socket) -> socket.socket:
+        raw.setblocking(False)
+        self._sockets.append(raw)
+        return raw
+
+    async def _streams(self, raw: socket.socket) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await asyncio.open_connection(sock=raw)
+        self._writers.add(writer)
+        return reader, writer
+
+    async def _serve(self, accepted: socket.socket) -> None:
+        reader, writer = await self._streams(accepted)
         if self.is_silent:
             with suppress(OSError):
                 while await reader.read(65536):
                     pass
             writer.close()
             return
+        upward = self._own(socket.socket())
         try:
-            server = await asyncio.open_connection("127.0.0.1", self._to)
+            await self._loop.sock_connect(upward, ("127.0.0.1", self._to))
         except OSError:
             writer.close()
             return
-        self._writers.add(server[1])
-        link = _Link(self, (reader, writer), server)
+        link = _Link(self, (reader, writer), await self._streams(upward))
         self._links.add(link)
         try:
             with suppress(asyncio.IncompleteReadError, OSError):
@@ -272,9 +286,7 @@ class Proxy:
     async def _close(self) -> None:
         for fault in self._faults:
             fault.let_go()
-        assert self._server is not None
-        self._server.close()
-        await _turns()  # what was accepted in this moment becomes a connection, so that it can be ended
+        self._loop.remove_reader(self._listener)
         while left := asyncio.all_tasks() - {asyncio.current_task()}:
             for task in left:
                 task.cancel()
@@ -283,10 +295,12 @@ class Proxy:
         for writer in self._writers:
             writer.transport.abort()
         await _turns()  # that is when their sockets are closed
+        for raw in self._sockets:
+            raw.close()
 
 
 async def _turns() -> None:
-    """Let happen what waits only for its turn: asyncio takes several to accept a connection, or to end one."""
+    """Let happen what waits only for its turn: asyncio takes several to end a connection."""
     for _ in range(10):
         await asyncio.sleep(0)
 
