@@ -233,7 +233,10 @@ def rows_are_locked_in_order(sql: Sql) -> Iterator[str]:
         skips = node.it.waitPolicy is LockWaitPolicy.LockWaitSkip
         first = select.sortClause[0].node if select.sortClause else None
         in_order = isinstance(first, ast.ColumnRef) and first.fields[-1].sval in IDS
-        is_one = any(column in IDS and _is_parameter(value) for _, column, value in _equalities(select.whereClause))
+        is_one = any(
+            operator == "=" and column in IDS and _is_parameter(value)
+            for operator, _, column, value in _comparisons(select.whereClause)
+        )
         if not (skips or in_order or is_one):
             yield "rows are locked, and neither in the order of their ids nor with SKIP LOCKED"
 
@@ -353,16 +356,18 @@ MIGRATIONS: tuple[Rule, ...] = (
 
 
 def _not_held_to_the_shard(sql: Sql, is_shard: Callable[[Any], bool]) -> Iterator[str]:
-    """The tables that stand somewhere without `shard = ...` beside them."""
+    """The tables that stand somewhere without `shard = ...` beside them, or a key between two with that shard."""
     for node in sql.nodes():
         if not isinstance(node.it, ast.SelectStmt | ast.UpdateStmt | ast.DeleteStmt):
             continue
         tables = _relations(node.it, sql)
-        held = {
-            qualifier
-            for qualifier, column, value in _equalities(*_conditions(node.it))
+        compared = [
+            (operator[0], qualifier)
+            for operator, qualifier, column, value in _comparisons(*_conditions(node.it))
             if column == "shard" and is_shard(value)
-        }
+        ]
+        held = {qualifier for operator, qualifier in compared if operator == "="}
+        held |= {qualifier for operator, qualifier in compared if operator == "<" and (">", qualifier) in compared}
         for table in tables:
             name = table.alias.aliasname if table.alias else table.relname
             if name not in held and not (len(tables) == 1 and None in held):
@@ -400,19 +405,22 @@ def _conditions(statement: Any) -> list[Any]:
     return found
 
 
-def _equalities(*conditions: Any) -> Iterator[tuple[str | None, str, Any]]:
-    """Qualifier, column and value of each `column = value` that must hold."""
+def _comparisons(*conditions: Any) -> Iterator[tuple[str, str | None, str, Any]]:
+    """Operator, qualifier, column and value of each `column = value` that must hold.
+
+    Of each comparison of rows, those of the first columns.
+    """
     for condition in conditions:
         if isinstance(condition, ast.BoolExpr) and condition.boolop is BoolExprType.AND_EXPR:
-            yield from _equalities(*condition.args)
-        elif (
-            isinstance(condition, ast.A_Expr)
-            and condition.kind is A_Expr_Kind.AEXPR_OP
-            and condition.name[-1].sval == "="
-            and isinstance(condition.lexpr, ast.ColumnRef)
-        ):
-            *qualifier, column = (getattr(field, "sval", "*") for field in condition.lexpr.fields)
-            yield (qualifier[-1] if qualifier else None), column, condition.rexpr
+            yield from _comparisons(*condition.args)
+        elif isinstance(condition, ast.A_Expr) and condition.kind is A_Expr_Kind.AEXPR_OP:
+            operator, left, right = condition.name[-1].sval, condition.lexpr, condition.rexpr
+            is_row = isinstance(left, ast.RowExpr) and isinstance(right, ast.RowExpr)
+            if is_row:
+                left, right = left.args[0], right.args[0]
+            if isinstance(left, ast.ColumnRef) and (is_row or operator == "="):
+                *qualifier, column = (getattr(field, "sval", "*") for field in left.fields)
+                yield operator, (qualifier[-1] if qualifier else None), column, right
 
 
 def _first_values(select: Any) -> list[Any]:

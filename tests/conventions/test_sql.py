@@ -105,6 +105,15 @@ def test_every_file_says_what_its_statements_are_for() -> None:
         (rules.it_is_one_plain_statement, "SAVEPOINT one"),
         (rules.every_table_is_held_to_the_shard, "SELECT id FROM perdure.workflow_rows"),
         (rules.every_table_is_held_to_the_shard, "SELECT id FROM perdure.workflow_rows WHERE shard = 1"),
+        (
+            rules.every_table_is_held_to_the_shard,
+            "SELECT id FROM perdure.workflow_rows WHERE (shard, id) > ($1::int4, $2::uuid)",
+        ),
+        (
+            rules.every_table_is_held_to_the_shard,
+            "SELECT id FROM perdure.workflow_rows "
+            "WHERE (shard, id) > ($1::int4, $2::uuid) AND (shard, id) < (2, $3::uuid)",
+        ),
         (rules.every_table_is_held_to_the_shard, "SELECT id FROM perdure.workflow_rows WHERE shard = $2::int4"),
         (
             rules.every_table_is_held_to_the_shard,

@@ -741,7 +741,7 @@ def explain(server: Cluster, schema: str) -> Iterator[Callable[[], Explainer]]:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("rows", [0, 1_000, 1_000_000])
+@pytest.mark.parametrize("rows", [0, 1_000, 100_000, pytest.param(1_000_000, marks=pytest.mark.full)])
 def test_no_statement_costs_more_than_its_batch_whatever_the_size_of_the_tables_and_their_statistics(
     rows: int, explain: Callable[[], Explainer]
 ) -> None:

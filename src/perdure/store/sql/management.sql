@@ -189,12 +189,14 @@ WHERE (SELECT true FROM perdure.checkpoints
 -- Locks what it takes (SKIP LOCKED), then the parents' entries in id order, then their waits rows. What is found in
 -- neither is taken when it has ended, or waits for nobody (it will look when it runs); else it moves in this moment, and
 -- the next look finds it. left: how many those are. running: who is to be told at once; others run where the child did,
--- and have heard. In an order, so that the index is read no further than the limit.
+-- and have heard. In an order, so that the index is read no further than the limit; its keys are compared as rows, for
+-- planners that know nothing of the table (page_active in workflows.sql).
 WITH picked AS MATERIALIZED (
     SELECT id, target_id, worker_id
     FROM perdure.outbox
-    WHERE shard = $1::int4
-    ORDER BY id
+    WHERE (shard, id) >= ($1::int4, '00000000-0000-0000-0000-000000000000'::uuid)
+      AND (shard, id) <= ($1::int4, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid)
+    ORDER BY shard, id
     LIMIT $2::int4
     FOR UPDATE SKIP LOCKED
 ), entry AS MATERIALIZED (
@@ -760,7 +762,9 @@ LIMIT $2::int4;
 
 -- :name forget_deadlines
 -- Deadlines that are dealt with. $1 shard int4 · $2 ids uuid[]
-DELETE FROM perdure.deadlines WHERE shard = $1::int4 AND workflow_id = ANY ($2::uuid[]);
+-- A sub-select: of how many ids they are, a planner that knows nothing of the table would conclude to read all of it.
+DELETE FROM perdure.deadlines
+WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT item.id FROM unnest($2::uuid[]) AS item (id)));
 
 -- :name resumed
 -- Which of these a resume without an answer has reached. $1 shard int4 · $2 ids uuid[] · $3 its token text
@@ -820,12 +824,14 @@ SELECT workflow_id FROM ended;
 -- The next workflows in the order of their ids, and which of them have been over for longer than they are kept.
 -- $1 shard int4 · $2 after uuid · $3 limit int4 · $4 how long they are kept where nobody says, float8 in seconds
 -- $5 the same for all of them, whatever anybody says, float8 in seconds (null: no) · $6 only that name text (null: all)
+-- The keys are compared as rows, for planners that know nothing of the table (page_active).
 -- is_recent: nothing that is as young as this, or younger, can be over for long enough.
 WITH chunk AS MATERIALIZED (
     SELECT id, name, created_at
     FROM perdure.workflow_rows
-    WHERE shard = $1::int4 AND id > $2::uuid
-    ORDER BY id
+    WHERE (shard, id) > ($1::int4, $2::uuid)
+      AND (shard, id) <= ($1::int4, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid)
+    ORDER BY shard, id
     LIMIT $3::int4
 ), shortest AS MATERIALIZED (
     SELECT COALESCE($5::float8, LEAST($4::float8, pg_catalog.min(keep_seconds))) AS seconds

@@ -266,6 +266,8 @@ LIMIT $10::int4;
 -- The same for those that are pending, running or waiting.
 -- $1 .. $8, $10 as in page_all · $9 status text: pending, running or waiting
 -- Pending and waiting: walks the primary keys of queue_entries and waits backwards. Running: all there is, by worker.
+-- The keys are compared as rows: a planner that knows nothing of a table takes `shard = 1` for one row in two hundred,
+-- and would rather sort those that are left than walk.
 WITH RECURSIVE holder AS (
     (SELECT worker_id FROM perdure.queue_entries
      WHERE shard = $1::int4 AND worker_id IS NOT NULL AND $9::text = 'running'
@@ -291,15 +293,18 @@ WITH RECURSIVE holder AS (
            WHEN 'pending' THEN
                ARRAY(SELECT entry.workflow_id
                      FROM perdure.queue_entries AS entry
-                     WHERE entry.shard = $1::int4
-                       AND entry.workflow_id < walk.ids[pg_catalog.cardinality(walk.ids)]
-                     ORDER BY entry.workflow_id DESC
+                     WHERE (entry.shard, entry.workflow_id) >= ($1::int4, '00000000-0000-0000-0000-000000000000'::uuid)
+                       AND (entry.shard, entry.workflow_id)
+                           < ($1::int4, walk.ids[pg_catalog.cardinality(walk.ids)])
+                     ORDER BY entry.shard DESC, entry.workflow_id DESC
                      LIMIT 50)
            WHEN 'waiting' THEN
                ARRAY(SELECT wait.workflow_id
                      FROM perdure.waits AS wait
-                     WHERE wait.shard = $1::int4 AND wait.workflow_id < walk.ids[pg_catalog.cardinality(walk.ids)]
-                     ORDER BY wait.workflow_id DESC
+                     WHERE (wait.shard, wait.workflow_id) >= ($1::int4, '00000000-0000-0000-0000-000000000000'::uuid)
+                       AND (wait.shard, wait.workflow_id)
+                           < ($1::int4, walk.ids[pg_catalog.cardinality(walk.ids)])
+                     ORDER BY wait.shard DESC, wait.workflow_id DESC
                      LIMIT 50)
            ELSE
                ARRAY(SELECT running.workflow_id
