@@ -8,9 +8,11 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
+import psycopg
 import pytest
 
-from perdure import App, embedded
+from perdure import App, embedded, step, telemetry
+from perdure.embedded import Cluster
 from perdure.errors import DatabaseUnavailable
 
 from .pair import Pair, pair
@@ -98,3 +100,54 @@ async def test_a_first_host_that_says_nothing_is_passed_over() -> None:
 
             async with app.worker():
                 assert await app.run(flow()) == "done"
+
+
+def set_read_only(cluster: Cluster, value: str) -> None:
+    """All sessions are told, also those that are open: as on a primary that was demoted and lives on."""
+    with psycopg.connect(cluster.url, autocommit=True, options="-c default_transaction_read_only=off") as connection:
+        connection.execute(f"ALTER SYSTEM SET default_transaction_read_only = {value}")
+        connection.execute("SELECT pg_reload_conf()")
+
+
+@pytest.mark.timeout(120)
+async def test_a_primary_that_takes_no_writes_any_more_loses_nothing() -> None:
+    """The error that this makes is of another family than all others of a server that has gone."""
+    reached, let_go = asyncio.Event(), asyncio.Event()
+    told: asyncio.Queue[telemetry.Event] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+
+    @step
+    async def hold() -> str:
+        reached.set()
+        await let_go.wait()
+        return "held"
+
+    def on_event(event: telemetry.Event) -> None:
+        if isinstance(event, telemetry.DatabaseLost | telemetry.LeaseLost):
+            loop.call_soon_threadsafe(told.put_nowait, event)
+
+    with embedded.temporary() as cluster:
+        app = App("tests", database_url=cluster.url, connect_timeout=timedelta(seconds=1))
+
+        @app.workflow
+        async def flow() -> str:
+            return await hold()
+
+        unsubscribe = telemetry.subscribe(on_event)
+        try:
+            async with app, app.worker(lease=timedelta(seconds=2)):
+                handle = await app.start(flow())
+                await reached.wait()
+                await asyncio.to_thread(set_read_only, cluster, "on")
+                let_go.set()
+                assert "read-only" in (await told.get()).reason  # type: ignore[attr-defined]
+                with pytest.raises(DatabaseUnavailable, match="read-only") as caught:
+                    await app.start(flow())
+                assert not caught.value.outcome_unknown
+                while not isinstance(await told.get(), telemetry.LeaseLost):
+                    pass
+                await asyncio.to_thread(set_read_only, cluster, "off")
+                assert await handle.result(timeout=SOON) == "held"
+                assert await app.run(flow()) == "held"
+        finally:
+            unsubscribe()
