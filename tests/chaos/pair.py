@@ -59,7 +59,7 @@ class Pair:
 @contextmanager
 def pair() -> Generator[Pair]:
     """Both, running, one following the other; gone afterwards."""
-    primary_port, standby_port = _spare_ports(2)
+    primary_port, standby_port = spare_ports(2)
     primary = Cluster(Path(tempfile.mkdtemp(prefix="perdure-")), settings={**_SETTINGS, "port": str(primary_port)})
     follows = f"host=127.0.0.1 port={primary_port} user=perdure application_name=standby"
     standby = Cluster(
@@ -75,7 +75,8 @@ def pair() -> Generator[Pair]:
         primary.destroy()
 
 
-def _spare_ports(count: int) -> list[int]:
+def spare_ports(count: int) -> list[int]:
+    """Ports of loopback that nobody listens on."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [each.getsockname()[1] for each in sockets]
     for each in sockets:
