@@ -18,6 +18,7 @@ import math
 import re
 import typing
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Set
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from functools import lru_cache, partial
 from typing import Any, Final, NoReturn, Protocol, cast
@@ -197,10 +198,11 @@ class Shape:
 
     def _refuse(self, value: Any, error: Exception) -> NoReturn:
         """Say why `value` couldn't be encoded, or its text not be decoded."""
-        if self._is_exact:
-            _refuse_inexact(value)
-        else:
+        if not self._is_exact:
             self._check_instance(value)
+        else:
+            with suppress(RecursionError):  # it holds itself, or is nested as deep: that is why
+                _refuse_inexact(value)
         raise Refused(type_name(value), f"JSON can't carry it: {explain(error)}") from error
 
     def _check_instance(self, value: Any) -> None:

@@ -371,6 +371,17 @@ class TestValuesThatAreRefused:
             refusal(annotation, value)
         assert settle(int, 10**4200)[1] == 10**4200
 
+    @pytest.mark.parametrize("annotation", [ANY, list, list[Any]])
+    def test_a_list_that_contains_itself_or_is_nested_too_deeply_is_refused(self, annotation: Any) -> None:
+        cycle: list[Any] = []
+        cycle.append(cycle)
+        deep: list[Any] = []
+        for _ in range(5000):
+            deep = [deep]
+        for value in (cycle, deep):
+            with pytest.raises(SerializationError, match="JSON can't carry it"):
+                settle(annotation, value)
+
     def test_what_contains_itself_is_refused(self) -> None:
         cycle: list[Any] = []
         cycle.append(cycle)
