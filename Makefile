@@ -7,7 +7,7 @@ JOBS   ?= 2
 MINUTES ?= 5
 SEEDS   ?= 0-199
 
-.PHONY: demo test test-full check bench simulation reliability chaos clean
+.PHONY: demo test test-full check audit bench simulation reliability chaos clean
 
 demo: $(VENV)/.demo         ## the main job: ingest the standard library, kill a worker, lose nothing
 	$(BIN)/perdure demo $(ARGS)
@@ -25,6 +25,10 @@ check: $(VENV)/.dev         ## lint, types, import contracts
 	$(BIN)/mypy
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+audit: $(VENV)/.demo        ## ask PyPI's database of vulnerabilities about what is installed; needs a way to it
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[embedded,audit]'
+	$(BIN)/pip-audit --local --skip-editable --strict
 
 bench: $(VENV)/.bench       ## against a peer, in one run
 	$(BIN)/python -m benchmarks $(ARGS)
