@@ -132,7 +132,9 @@ class Worker:
         )
         self._threads = Threads(min(_MOST_THREADS, options.concurrency))
         self._alarms = Alarms(self._loop, stands_still=options.clock_stands_still)
-        self._writer = Writer(database, program.version, time=self._alarms.time)
+        self._writer = Writer(
+            database, program.version, time=self._alarms.time, on_room=lambda: self._claimer.slot_freed()
+        )
         self._executor = Executor(
             workflows=program.workflows,
             writer=self._writer,

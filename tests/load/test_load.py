@@ -245,19 +245,22 @@ async def test_a_transactional_step_that_stays_open_stops_no_other_sender(
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("count", [60, pytest.param(1000, marks=pytest.mark.full)])
+@pytest.mark.parametrize("count", [200, pytest.param(1000, marks=pytest.mark.full)])
 async def test_payloads_of_a_mebibyte_need_memory_for_those_under_way(
     database_url: str, schema: str, begin: Begin, sql: Sql, count: int
 ) -> None:
+    """Their code ends faster than they can be written: a worker that went on taking more would hold them all."""
+
+    def text(number: int) -> str:
+        return f"{number:08}" + "x" * (MIB - 64)
+
     async with build({"url": database_url, "schema": schema}) as app:
-        texts = ["x" * (MIB - 64) + f"{number:08}" for number in range(count)]
-        handles = [await app.start(Invocation("carry", text)) for text in texts]
-        worker = begin("worker", concurrency=20)
-        began = (await worker.said("begins"))["mib"]
+        handles = [await app.start(Invocation("carry", text(number))) for number in range(count)]
+        worker = begin("worker", concurrency=10)
+        await worker.said("begins")
         await until_nothing_waits(sql, worker, 30)
         await ends(worker)
-        for handle, text in zip(handles, texts, strict=True):
-            assert await app.handle(handle.id, str).result() == text[::-1]
-        assert sql("SELECT count(*) FROM workflows WHERE status = 'success'") == [(count,)]
-        # Some twenty run, each with its input, its step's outcome and its result, as objects and as JSON.
-        assert worker.all("sample")[-1]["mib"] - began < 20 * 16
+        for number, handle in enumerate(handles):
+            assert await app.handle(handle.id, str).result() == text(number)[::-1]
+    assert sql("SELECT count(*) FROM workflows WHERE status = 'success'") == [(count,)]
+    assert worker.all("sample")[-1]["mib"] < 250

@@ -110,7 +110,13 @@ class Executor:
 
     @property
     def free(self) -> int:
-        """How many more runs may begin. A run whose code has ended takes no slot, written or not."""
+        """How many more runs may begin.
+
+        A run whose code has ended takes no slot, written or not; but while they end faster than they can be written,
+        nothing begins: memory holds what is under way, not all that is pending.
+        """
+        if self.writer.is_full:
+            return 0
         return self._concurrency - len(self._active) - len(self.reserved) - self.claiming
 
     @property

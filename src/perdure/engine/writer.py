@@ -157,11 +157,20 @@ class Part:
 class Writer:
     """Gathers what runs record, and flushes it: one task, one flush at a time."""
 
-    def __init__(self, database: Database, version: str, *, time: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        database: Database,
+        version: str,
+        *,
+        time: Callable[[], float] = time.monotonic,
+        on_room: Callable[[], None] | None = None,
+    ) -> None:
         self._database = database
         self._version = version
         self._time = time
+        self._on_room = on_room
         self._parts: dict[Writing, Part] = {}
+        self._size = 0  # of all of them
         self._gathered = asyncio.Event()
         self._hurried = asyncio.Event()  # there is something that shouldn't wait
         self._idle = asyncio.Event()
@@ -175,16 +184,19 @@ class Writer:
         """An outcome of a run that goes on; or that it starts a child. A patient one may wait for others a little."""
         part = self._part(run, is_patient=is_patient)
         part.checkpoints.append(checkpoint)
-        part.size += len(checkpoint.payload or "")
+        size = len(checkpoint.payload or "")
         if child is not None:
             part.children.append((len(part.checkpoints), child))
-            part.size += len(child.input)
+            size += len(child.input)
+        part.size += size
+        self._size += size
 
     def stream(self, run: Writing, entry: Entry, part: PartOfStream | None) -> None:
         """A value in a stream; and the part that begins with it."""
         gathered = self._part(run)
         gathered.entries.append(entry)
         gathered.size += len(entry.payload)
+        self._size += len(entry.payload)
         if part is not None:
             gathered.parts.append(part)
 
@@ -198,6 +210,7 @@ class Writer:
         part.result = (status, payload)
         part.suspension = None  # something that perdure doesn't know has woken it meanwhile
         part.size += len(payload)
+        self._size += len(payload)
 
     def suspend(self, run: Writing, suspension: Suspension) -> None:
         """A run leaves memory: in one flush with whatever of it isn't durable yet."""
@@ -205,7 +218,14 @@ class Writer:
 
     def discard(self, run: Writing) -> None:
         """That run is over here: what it had gathered is dropped."""
-        self._parts.pop(run, None)
+        part = self._parts.pop(run, None)
+        if part is not None:
+            self._size -= part.size
+
+    @property
+    def is_full(self) -> bool:
+        """Whether more is gathered than the next flush carries: what is to be written comes faster than it is."""
+        return self._size >= _MAX_BYTES or len(self._parts) >= _MAX_ROWS
 
     @property
     def backlog(self) -> int:
@@ -250,7 +270,11 @@ class Writer:
             self._hurried.clear()
             if telemetry.wanted(telemetry.FlushBegins):
                 telemetry.emit(telemetry.FlushBegins(workflows=len(self._parts)))
+            was_full = self.is_full
             parts = self._gather()
+            self._size = sum(part.size for part in self._parts.values())
+            if was_full and self._on_room is not None:
+                self._on_room()
             self.hurry()  # for the rest, if it is more than one flush carries
             if parts:
                 await self._flush(parts)
