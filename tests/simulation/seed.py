@@ -14,7 +14,7 @@ from typing import Any
 import psycopg
 
 import perdure.worker
-from perdure import starter, telemetry
+from perdure import App, starter, telemetry
 from perdure.authoring import primitives
 from perdure.engine import calls, run
 from perdure.engine.watchdog import Watchdog
@@ -29,7 +29,7 @@ from simulation.seen import EPOCH_SECONDS, Seen
 from simulation.server import STATEMENT, Server, severed
 from simulation.storm import Storm
 from simulation.workers import SimulatedLease, Workers
-from simulation.world import Broken
+from simulation.world import Broken, declare
 
 LIMIT_SECONDS = 180.0
 
@@ -45,6 +45,8 @@ async def _idle_watchdog(self: Watchdog) -> None:
 class Seed:
     """One course of events."""
 
+    concurrency = 10
+
     def __init__(self, number: int, url: str, *, without: Rule | None = None) -> None:
         self.number = number
         self._without = without
@@ -54,7 +56,7 @@ class Seed:
         self.books = Books(url, loop, self.seen)
         self._storm = Storm(number, loop, self.books, self.seen)
         self.server = Server(url, loop, random.Random(f"hints {number}"), self._storm.fate)
-        self._workers = Workers(loop, self.server, self.books.world, lambda app: self._client.resident(app))
+        self._workers = Workers(loop, self.server, self.app, self.resident, self.concurrency)
         self._client = Client(
             chance,
             self.books,
@@ -63,6 +65,14 @@ class Seed:
             lose_flush=lambda name: self._storm.lose_flush(name, self._workers, self.server),
         )
         self._count = chance.choice((1, 2, 2, 3))
+
+    def app(self, process: str) -> App:
+        """The app of a process, with all that it declares."""
+        return declare(self.books.world, process)
+
+    async def resident(self, app: App) -> None:
+        """What lives in a worker's process beside the worker."""
+        await self._client.resident(app)
 
     def play(self) -> Seen:
         """Play it to its end.

@@ -239,6 +239,12 @@ class Server:
                 connection.link.execute("ROLLBACK")
         self.settle()
 
+    def in_each(self, command: str) -> None:
+        """Run a command in each real session that does nothing in this moment."""
+        for kept in Server._kept:
+            if kept.pgconn.transaction_status == TransactionStatus.IDLE:
+                kept.pgconn.exec_(command.encode())
+
     def of(self, process: Process) -> list[SimulatedConnection]:
         """The sessions of a process."""
         return [each for each in self._connections if each.process is process.whole]

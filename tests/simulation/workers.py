@@ -15,7 +15,6 @@ from perdure.worker import Worker, WorkerOptions
 from simulation.loop import PROCESS, Loop, Process
 from simulation.seen import LEASE
 from simulation.server import Server
-from simulation.world import World, declare
 
 
 class SimulatedLease(Lease):
@@ -47,11 +46,19 @@ class SimulatedLease(Lease):
 class Workers:
     """Those that run now, by their names."""
 
-    def __init__(self, loop: Loop, server: Server, world: World, resident: Callable[[App], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        server: Server,
+        make_app: Callable[[str], App],
+        resident: Callable[[App], Awaitable[None]],
+        concurrency: int,
+    ) -> None:
         self._loop = loop
         self._server = server
-        self._world = world
+        self._make_app = make_app
         self._resident = resident
+        self._concurrency = concurrency
         self._numbers = count(1)
         self._running: dict[str, tuple[Process, Worker]] = {}
         self._residents: list[asyncio.Future[None]] = []
@@ -75,7 +82,7 @@ class Workers:
 
     def app(self, process: Process) -> App:
         """The app of a process, on the simulated network."""
-        app = declare(self._world, process.name)
+        app = self._make_app(process.name)
         session = process.context().run(Session, app.settings, connect=self._server.connect)
         app._sessions[self._loop] = session
         return app
@@ -87,7 +94,7 @@ class Workers:
 
     async def _work(self, process: Process, app: App) -> None:
         options = WorkerOptions(
-            concurrency=10,
+            concurrency=self._concurrency,
             lease=timedelta(seconds=LEASE),
             grace=timedelta(seconds=1),
             suspends_from=timedelta(seconds=0.5),
