@@ -36,7 +36,7 @@ bench: $(VENV)/.bench       ## against a peer, in one run
 simulation: $(VENV)/.dev    ## play SEEDS of the simulation: a network that obeys chance, and a clock of its own
 	cd tests && PYTHONHASHSEED=0 ../$(BIN)/python -m simulation --seeds $(SEEDS) $(ARGS)
 
-reliability: $(VENV)/.chaos ## simulation, chaos, failover and hostile rows; writes docs/explanation/reliability.md
+reliability: $(VENV)/.chaos $(VENV)/.full ## simulation, chaos, failover, hostile rows: writes docs/explanation/reliability.md; needs etcd
 	PYTHONPATH=tests $(BIN)/python tests/reliability.py $(ARGS)
 
 chaos: $(VENV)/.chaos       ## attack workers, server and connections for MINUTES, and look at the books

@@ -32,7 +32,7 @@ class Results:
     simulation: dict[str, Any]
     rules: tuple[int, int]
     chaos: dict[str, Any]
-    failover: str
+    failovers: dict[str, float]
     rounds: int
 
 
@@ -60,13 +60,18 @@ def run(given: argparse.Namespace, folder: Path) -> Results:
     _python("-m", "chaos", "--minutes", f"{given.minutes:g}", "--folder", str(folder / "chaos"))
     xml = folder / "failover.xml"
     _python("-m", "pytest", "-q", "chaos/test_failover.py", f"--junitxml={xml}")
-    properties = {each.get("name"): each.get("value") for each in ElementTree.parse(xml).iter("property")}
-    _python("-m", "pytest", "-q", "-n", "2", "fuzz", PERDURE_FUZZ_ROUNDS=str(given.rounds))
+    failovers = {
+        case.get("name", ""): float(each.get("value", "nan"))
+        for case in ElementTree.parse(xml).iter("testcase")
+        for each in case.iter("property")
+    }
+    examples = str(given.rounds * 10)
+    _python("-m", "pytest", "-q", "-n", "2", "fuzz", PERDURE_FUZZ_ROUNDS=str(given.rounds), PERDURE_FUZZ_EXAMPLES=examples)
     return Results(
         simulation=json.loads(simulation.read_text()),
         rules=(failing, len(re.findall(r"NO SEED FAILS", rules)) + failing),
         chaos=json.loads((folder / "chaos" / "report.json").read_text()),
-        failover=", ".join(f"{name}: {value}" for name, value in properties.items()),
+        failovers=failovers,
         rounds=given.rounds,
     )
 
@@ -103,6 +108,8 @@ def page(results: Results) -> str:
     rows = "\n".join(f"| {what} | {simulated} | {real} |" for what, (simulated, real) in strikes.items())
     points = "\n".join(f"| {point} | {count} |" for point, count in seen["points"].items())
     ended = sum(chaos["ended"].values())
+    (patroni,) = (f"{took:g}" for name, took in results.failovers.items() if "patroni" in name)
+    (promoted,) = (f"{took:g}" for name, took in results.failovers.items() if "patroni" not in name)
     return f"""# Reliability: what was tried, and what came of it
 
 This page is written by `make reliability`, from its run of {datetime.now(UTC):%Y-%m-%d}; anybody can repeat it.
@@ -117,8 +124,11 @@ acknowledged and {ended} workflows ended.
 {rows}
 
 Hostile rows: {results.rounds} databases, each with 16 rows changed, added or deleted at random, half of them while
-a worker ran: each went on with everything else. Failover to a synchronous standby, with real servers:
-{results.failover or "passed"}.
+a worker ran: each went on with everything else.
+
+Failover to a synchronous standby, with real servers and real workers that nobody restarts, from the death of the
+primary to the end of the next workflow: {promoted} s where the standby is promoted at once, {patroni} s under Patroni,
+which waits for 20 s before it promotes. No acknowledged start was lost.
 
 ## What each of them is
 

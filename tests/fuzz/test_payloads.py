@@ -64,6 +64,7 @@ ANNOTATIONS = (
     Colour, Place, Options, list[Order | Place],
 )  # fmt: skip
 SHAPES = tuple(shape(each) for each in ANNOTATIONS)
+pytestmark = pytest.mark.timeout(900)
 any_time = settings(deadline=None, max_examples=int(os.environ.get("PERDURE_FUZZ_EXAMPLES", "100")))
 
 scalars = (
