@@ -66,7 +66,9 @@ def run(given: argparse.Namespace, folder: Path) -> Results:
         for each in case.iter("property")
     }
     examples = str(given.rounds * 10)
-    _python("-m", "pytest", "-q", "-n", "2", "fuzz", PERDURE_FUZZ_ROUNDS=str(given.rounds), PERDURE_FUZZ_EXAMPLES=examples)
+    _python(
+        "-m", "pytest", "-q", "-n", "2", "fuzz", PERDURE_FUZZ_ROUNDS=str(given.rounds), PERDURE_FUZZ_EXAMPLES=examples
+    )
     return Results(
         simulation=json.loads(simulation.read_text()),
         rules=(failing, len(re.findall(r"NO SEED FAILS", rules)) + failing),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import click
 import pytest
@@ -54,6 +56,23 @@ def arguments(command: click.Command, chance: Random, ids: list[str]) -> list[st
     for _ in range(chance.choice((places, places, places + 1, 0))):
         given.insert(chance.randint(0, len(given)), chance.choice(words))
     return given
+
+
+@pytest.mark.parametrize("command", ["list", "show"])
+def test_json_that_the_database_does_not_show_is_told_in_one_line(
+    run: Run, sql: Callable[..., list[Any]], database_url: str, schema: str, command: str
+) -> None:
+    """`json` takes it, and `jsonb`, as which it is shown, doesn't: somebody has written it past perdure."""
+
+    async def start() -> str:
+        async with App("tests", database_url=database_url, schema=schema) as app:
+            return str((await app.start(Invocation("flow"), attributes={"a": 1})).id)
+
+    id = asyncio.run(start())
+    sql('UPDATE workflow_rows SET attributes = $${"a": "\\u0000"}$$::json')
+    told = run("workflow", command, *([] if command == "list" else [id]))
+    assert told.exit_code == 1
+    assert re.fullmatch(r"perdure: the database refuses that.* \\u0000 cannot be converted to text.*\n", told.stderr)
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=" ".join)

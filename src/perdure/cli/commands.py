@@ -67,3 +67,7 @@ class Commands(click.Group):
             raise Failure.of(error) from error
         except KeyboardInterrupt:
             raise click.exceptions.Exit(INTERRUPTED) from None
+        except Exception as error:
+            if getattr(error, "sqlstate", None) is None:
+                raise
+            raise Failure(f"the database refuses that, or holds what it can't show: {error}") from error
