@@ -17,7 +17,7 @@ async def test_the_books_balance_after_half_a_minute_of_chaos(tmp_path: Path) ->
     with socket.create_server(("127.0.0.1", 0)) as spare:
         port = spare.getsockname()[1]
     with embedded.temporary({"listen_addresses": "127.0.0.1", "port": str(port)}) as cluster:
-        report = await Storm(cluster, seconds=20, seed=1, folder=tmp_path).run()
+        report = await Storm(cluster, seconds=30, seed=1, folder=tmp_path).run()
     assert report.wrong == []
     assert report.acknowledged > 20
     assert len(report.faults) >= 3
