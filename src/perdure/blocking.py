@@ -30,7 +30,7 @@ from perdure.model.records import StepInfo, WorkflowInfo
 from perdure.model.statuses import Status
 from perdure.starts import Json, Start, taken
 from perdure.store import foreign
-from perdure.store.programs import OnConflict
+from perdure.store.programs import NewWorkflow, OnConflict
 from perdure.store.statements import statements
 from perdure.streams import StreamEntry
 
@@ -167,15 +167,12 @@ class BlockingApp:
     ) -> BlockingHandle[R]:
         taken(invocation)
         if connection is not None:
-            PORTAL.run(self._prepare(), "app.start()")
             new = self._client._new(
                 invocation, key=key, on_conflict=on_conflict, queue=queue, priority=priority, partition=partition,
                 delay=delay, start_at=start_at, timeout=timeout, attributes=attributes,
             )  # fmt: skip
-            program = self._client._program([new])
-            (started,) = foreign.run_blocking(connection, program, statements(self._client.settings.schema))
-            PORTAL.run(self._client._report_differences([new], [started]), "app.start()")
-            return BlockingHandle(self._client._started(invocation, new, started))
+            (handle,) = self._start_on(connection, [invocation], [new], "app.start()")
+            return handle
         starting = self._client.start(
             invocation, key=key, on_conflict=on_conflict, queue=queue, priority=priority, partition=partition,
             delay=delay, start_at=start_at, timeout=timeout, attributes=attributes, detached=detached,
@@ -188,8 +185,24 @@ class BlockingApp:
         starts = [each if isinstance(each, Start) else Start(each) for each in invocations]
         for each in starts:
             taken(each.invocation)
-        starting = self._client.start_many(starts, queue=queue, connection=connection)
+        if connection is not None and starts:
+            news = self._client._new_many(starts, queue)
+            return self._start_on(connection, [each.invocation for each in starts], news, "app.start_many()")
+        starting = self._client.start_many(starts, queue=queue)
         return [BlockingHandle(handle) for handle in PORTAL.run(starting, "app.start_many()")]
+
+    def _start_on(
+        self, connection: Any, invocations: Sequence[Invocation[R]], news: Sequence[NewWorkflow], verb: str
+    ) -> list[BlockingHandle[R]]:
+        """Start them on a caller's connection, in the caller's thread: it may wait for somebody's transaction there."""
+        PORTAL.run(self._prepare(), verb)
+        program = self._client._program(news)
+        outcomes = foreign.run_blocking(connection, program, statements(self._client.settings.schema))
+        PORTAL.run(self._client._report_differences(news, outcomes), verb)
+        return [
+            BlockingHandle(self._client._started(invocation, new, started))
+            for invocation, new, started in zip(invocations, news, outcomes, strict=True)
+        ]
 
     def run(
         self,

@@ -167,22 +167,7 @@ class Client:
         caller's (`connection=`) all of them commit together.
         """
         starts = [each if isinstance(each, Start) else Start(each) for each in invocations]
-        for each in starts:
-            taken(each.invocation)  # also those behind one that is refused
-        ids = iter(sorted(new_id() for _ in starts))  # so that they run in the order in which they were given
-        news = [
-            self._new(
-                each.invocation,
-                id=next(ids),
-                key=each.key,
-                queue=queue,
-                priority=each.priority,
-                partition=each.partition,
-                delay=each.delay,
-                attributes=each.attributes,
-            )
-            for each in starts
-        ]
+        news = self._new_many(starts, queue)
         if not news:
             return []
         context = CURRENT.get()
@@ -647,6 +632,25 @@ class Client:
         return prepare(
             invocation, encoded=self.encoded, version=self.version, limit=self.settings.max_payload, **options
         )
+
+    def _new_many(self, starts: Sequence[Start[Any]], queue: str | None) -> list[NewWorkflow]:
+        """The same for many."""
+        for each in starts:
+            taken(each.invocation)  # also those behind one that is refused
+        ids = iter(sorted(new_id() for _ in starts))  # so that they run in the order in which they were given
+        return [
+            self._new(
+                each.invocation,
+                id=next(ids),
+                key=each.key,
+                queue=queue,
+                priority=each.priority,
+                partition=each.partition,
+                delay=each.delay,
+                attributes=each.attributes,
+            )
+            for each in starts
+        ]
 
     def _program(self, news: Sequence[NewWorkflow]) -> Program[list[Started]]:
         """The starts as a program for a caller's own connection."""

@@ -79,7 +79,8 @@ def _rewinding(session: Session, position: int | None, patch: Mapping[str, str])
         return rows or [management.Reached(row.id) for row in done]
 
     refusal = "only what has ended can be rewound; cancel or terminate it first, or fork it"
-    return Verb(reach, frozenset(), frozenset(), dict.fromkeys(("pending", "running", "waiting"), refusal))
+    moving = frozenset({"success", "error", "cancelled"})  # it ended behind the statement: once more
+    return Verb(reach, frozenset(), moving, dict.fromkeys(("pending", "running", "waiting"), refusal))
 
 
 async def _position(session: Session, id: UUID, after: str | None, patch: Mapping[str, str]) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
+from contextlib import nullcontext
 from datetime import timedelta
 from typing import Any, Generic, Protocol, cast
 from uuid import UUID, uuid5
@@ -116,13 +117,11 @@ class Handle(Generic[R_co]):
 
     async def _result_in(self, context: Context, timeout: timedelta | None, key: str | None = None) -> R_co:
         """The same in a workflow's own code; with the key of the call that started it, as if it had been awaited."""
-        if timeout is not None:
-            try:
-                async with context.limit(timeout):
-                    return await self._result_in(context, None)
-            except TimeoutError:
-                raise ResultTimeout(self.id) from None
-        key, status, payload = await context.outcome_of(self.id, key)
+        try:
+            async with context.limit(timeout) if timeout is not None else nullcontext():
+                key, status, payload = await context.outcome_of(self.id, key)
+        except TimeoutError:  # of the limit; what the child failed with is raised below
+            raise ResultTimeout(self.id) from None
         if status != "success":
             raise failures.of_child(self._owner.catalogue, payload, key)
         return self._outcome(Result(self.id, status, payload))

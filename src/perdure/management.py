@@ -28,6 +28,7 @@ BATCH = 200
 WITH_PARENT = "its parent was cancelled"
 _TRIES = 20
 _UNFINISHED = frozenset({"pending", "running", "waiting"})
+_ENDED_BY_THEMSELVES = frozenset({"success", "error"})
 _Reach = Callable[[Sequence[UUID]], Awaitable[Iterable[Any]]]
 
 
@@ -84,6 +85,8 @@ def terminate(session: Session, reason: str | None) -> Verb:
     async def reach(ids: Sequence[UUID]) -> Iterable[Any]:
         database = session.database
         reached: list[Any] = []
+        states = await database.fetch("states", SHARD, Uuids(ids))
+        ids = [row.id for row in states if row.status not in _ENDED_BY_THEMSELVES]  # whose children go on
         left = list(ids)
         for _ in range(2):  # once more: for what they started in this moment
             left += [row.id for row in await database.fetch("descendants", SHARD, Uuids(ids))]

@@ -26,6 +26,7 @@ _HEARING_SECONDS = 1.0
 _LOCAL_SECONDS = 0.5
 _WAITING_SECONDS = 3.0
 _MOST_ENDED = 4096
+_RECHECK_SECONDS = 5.0
 
 
 class Results:
@@ -36,7 +37,9 @@ class Results:
         self._say_waiting = say_waiting
         self._hears = hears
         self._waiters: dict[UUID, list[asyncio.Future[Result]]] = {}
-        self._unseen: set[UUID] = set()
+        self._unseen: set[UUID] = set()  # those that may not exist
+        self._seen: set[UUID] = set()  # those that were there, and may be deleted
+        self._rechecked_at = float("-inf")
         self._local: set[UUID] = set()
         self._ended: dict[UUID, None] = {}  # the last ones that ended here, and nobody waited for
         self._look = asyncio.Event()
@@ -78,10 +81,11 @@ class Results:
 
         Raises:
             WorkflowNotFound: There is no such workflow.
+            DatabaseUnavailable: No answer for `connect_timeout`.
         """
-        for row in await self._database.attempt("results", SHARD, Uuids([id])):
+        for row in await self._database.fetch("results", SHARD, Uuids([id])):
             return Result(row.workflow_id, row.status, row.payload)
-        if not await self._database.attempt("started", SHARD, Uuids([id])):
+        if not await self._database.fetch("started", SHARD, Uuids([id])):
             raise WorkflowNotFound(id)
         return None
 
@@ -104,7 +108,9 @@ class Results:
         self._forget(result.workflow_id)
 
     async def close(self) -> None:
-        """Nobody waits any more."""
+        """Nobody waits any more: who still does is cancelled."""
+        for future in [each for waiters in self._waiters.values() for each in waiters]:
+            future.cancel()
         if polling := self._polling:
             polling.cancel()
             await asyncio.wait({polling})
@@ -112,6 +118,7 @@ class Results:
     def _forget(self, id: UUID) -> None:
         self._waiters.pop(id, None)
         self._unseen.discard(id)
+        self._seen.discard(id)
         self._local.discard(id)
 
     # --- polling ---------------------------------------------------------------------------------------------------
@@ -145,12 +152,16 @@ class Results:
 
     async def _look_now(self) -> None:
         ids = [id for id in self._waiters if id not in self._local]
+        now = asyncio.get_running_loop().time()
+        is_due = now - self._rechecked_at > _RECHECK_SECONDS
+        if is_due:
+            self._rechecked_at = now
         for first in range(0, len(ids), _MOST):
             chunk = ids[first : first + _MOST]
             try:
                 for row in await self._database.attempt("results", SHARD, Uuids(chunk)):
                     self.deliver(Result(row.workflow_id, row.status, row.payload))
-                await self._check([id for id in chunk if id in self._unseen])
+                await self._check([id for id in chunk if id in self._waiters and (is_due or id in self._unseen)])
             except (Interrupted, psycopg.Error):
                 return  # the next look will tell
             except Exception as error:  # looking again wouldn't help, and those who ask later must not wait for ever
@@ -164,7 +175,8 @@ class Results:
         for id in ids:
             if id in there:
                 self._unseen.discard(id)
-            else:
+                self._seen.add(id)
+            elif id in self._unseen or id in self._seen:  # not: in a caller's transaction that is still open
                 self._tell_all([id], WorkflowNotFound(id))
 
     def _tell_all(self, ids: list[UUID], error: Exception) -> None:

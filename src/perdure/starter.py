@@ -34,6 +34,7 @@ from perdure.store.statements import SHARD
 _MOST_PLAIN = 1000
 _MOST_KEYED = 200
 _LOCK_TIMEOUT = "200ms"
+_CLOSING_SECONDS = 2.0
 
 
 class Local(Protocol):
@@ -240,6 +241,13 @@ class Starter:
         task.add_done_callback(self._apart.discard)
 
     async def _wait_for_key(self, one: _Waiting) -> None:
+        try:
+            await self._persist_for_key(one)
+        except asyncio.CancelledError:
+            _cancel_all([one])
+            raise
+
+    async def _persist_for_key(self, one: _Waiting) -> None:
         reason = f"key {one.new.key!r} is held by a transaction that somebody leaves open"
         for pause in backoff():
             await asyncio.sleep(pause)
@@ -297,8 +305,10 @@ class _Lane:
 
     async def close(self) -> None:
         if task := self._task:
-            await asyncio.wait({task}, timeout=2)
+            await asyncio.wait({task}, timeout=_CLOSING_SECONDS)
             task.cancel()
+            await asyncio.wait({task})
+        _cancel_all(self._waiting)
 
     async def _run(self) -> None:
         try:
@@ -306,10 +316,19 @@ class _Lane:
                 batch, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
                 try:
                     await self._send(batch)
+                except asyncio.CancelledError:
+                    _cancel_all(batch)
+                    raise
                 except Exception as error:  # whatever it is, nobody may wait for ever
                     _tell_all(batch, error)
         finally:
             self._task = None
+
+
+def _cancel_all(waiting: Sequence[_Waiting]) -> None:
+    """Who waits for these is cancelled."""
+    for one in waiting:
+        one.future.cancel()
 
 
 def _tell_all(waiting: Sequence[_Waiting], error: Exception) -> None:

@@ -619,3 +619,43 @@ async def test_a_parent_and_its_children_sleep(app: App) -> None:
     async with app.worker(grace=AT_ONCE):
         handle: Handle[int] = await app.start(parent())
         assert await handle.result(timeout=SOON) == 3
+
+
+async def test_what_a_child_failed_with_is_not_taken_for_the_end_of_the_wait(app: App) -> None:
+    """A child may fail with TimeoutError, which is also what ends a limit of time."""
+
+    @app.workflow
+    async def child() -> None:
+        raise TimeoutError("its own")
+
+    @app.workflow
+    async def parent() -> str:
+        handle = await app.start(child())
+        try:
+            await handle.result(timeout=timedelta(days=1))
+        except ResultTimeout:
+            return "in vain"
+        except TimeoutError as error:
+            return str(error)
+        return "nothing"
+
+    async with app.worker():
+        assert await app.run(parent()) == "its own"
+
+
+async def test_terminating_what_has_ended_by_itself_reaches_nothing(app: App) -> None:
+    @app.workflow
+    async def child() -> None:
+        await sleep(timedelta(days=1))
+
+    @app.workflow
+    async def parent() -> str:
+        return str((await app.start(child())).id)
+
+    async with app.worker():
+        handle = await app.start(parent())
+        child_id = UUID(await handle.result())
+        with pytest.raises(WrongState, match="nothing left to terminate"):
+            await handle.terminate()
+        assert await app.handle(child_id).status() in ("pending", "running", "waiting")
+        await app.handle(child_id).terminate()

@@ -599,3 +599,45 @@ async def test_the_result_of_what_has_ended_here_is_there_at_once(app: App, even
         handle = await app.start(flow())
         await events.wait_for(telemetry.WorkflowEnded)
         assert await handle.result(timeout=SOON) == "done"
+
+
+async def test_who_still_waits_when_a_client_is_closed_is_cancelled(app: App, database_url: str) -> None:
+    """For a result, and for a key that somebody's open transaction holds."""
+    handle = await app.start(Invocation("flow"))
+    async with await psycopg.AsyncConnection.connect(database_url) as connection:
+        await app.start(Invocation("flow"), key="held", connection=connection)
+        waiting = [
+            asyncio.ensure_future(handle.result()),
+            asyncio.ensure_future(app.start(Invocation("flow"), key="held")),
+        ]
+        done, _ = await asyncio.wait(waiting, timeout=1)
+        assert not done
+        await app.close()
+        done, _ = await asyncio.wait(waiting, timeout=20)
+        assert done == set(waiting)
+        assert all(each.cancelled() for each in waiting)
+
+
+async def test_who_waits_for_a_workflow_that_is_deleted_is_told(app: App, sql: Callable[..., list[Any]]) -> None:
+    handle = await app.start(Invocation("flow"))
+    waiting = asyncio.ensure_future(handle.result())
+    info = await handle.describe()
+    assert info.status == "pending"
+    await asyncio.wait({waiting}, timeout=0.5)
+    for table in ("queue_entries", "checkpoints"):
+        sql(f"DELETE FROM {table} WHERE workflow_id = %s", handle.id)
+    sql("DELETE FROM workflow_rows WHERE id = %s", handle.id)
+    with pytest.raises(WorkflowNotFound):
+        await asyncio.wait_for(waiting, 20)
+
+
+async def test_asking_once_for_a_result_survives_a_connection_that_was_ended(
+    app: App, sql: Callable[..., list[Any]]
+) -> None:
+    handle = await app.start(Invocation("flow"))
+    sql(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        "WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'"
+    )
+    with pytest.raises(ResultTimeout):
+        await handle.result(timeout=timedelta(0))

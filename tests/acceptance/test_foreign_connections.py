@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import psycopg
 import pytest
 
-from perdure import App, WrongPlace
+from perdure import App, Start, WrongPlace
 
 
 @pytest.fixture
@@ -137,9 +140,34 @@ def test_django(app: App, parts: dict[str, str], sql: Callable[..., list[Any]]) 
     connection.commit()
     app.blocking.start(noted(2), key="gone", connection=connection)
     connection.rollback()
+    many = app.blocking.start_many([Start(noted(3), key="many"), Start(noted(4), key="more")], connection=connection)
+    connection.commit()
     connection.close()
     app.blocking.close()
-    assert started(sql) == ["kept"]
+    assert [handle.key for handle in many] == ["many", "more"]
+    assert started(sql) == ["kept", "many", "more"]
+
+
+def test_who_waits_for_a_transaction_of_another_thread_holds_up_no_other(
+    app: App, database_url: str, sql: Callable[..., list[Any]]
+) -> None:
+    """Else the other could never end its transaction."""
+    noted = declare(app)
+
+    def second() -> list[Any]:
+        with psycopg.connect(database_url, application_name="second") as connection:
+            return app.blocking.start_many([Start(noted(2), key="shared")], connection=connection)
+
+    with psycopg.connect(database_url) as connection, ThreadPoolExecutor() as pool:
+        first = app.blocking.start(noted(1), key="shared", connection=connection)
+        attached = pool.submit(second)
+        while sql("SELECT wait_event_type FROM pg_stat_activity WHERE application_name = 'second'") != [("Lock",)]:
+            time.sleep(0.01)
+        app.blocking.start(noted(3), key="another")
+        assert not attached.done()
+        connection.commit()
+        assert [handle.id for handle in attached.result(30)] == [first.id]
+    app.blocking.close()
 
 
 async def test_anything_else_is_refused(app: App) -> None:

@@ -225,6 +225,11 @@ async def test_workflows_that_do_not_move_are_told(look: Look, client: Client, s
     assert "lost their workers 3 times or more" in often.text
     assert f"are nowhere: known {handles[2].id}" in lost.text
     assert f"have ended, and are pending or waiting all the same: known {ended.id}" in undead.text
+    for statement in lost.sql:
+        sql(statement)
+    await client.handle(ended.id).terminate()
+    assert len(await look("stuck")) == 3, "what it says mends it"
+    assert (await client.handle(ended.id).status()) == "success"
     levels = [finding.level for finding in (overdue, parked, often, lost, undead)]
     assert levels == [Level.PROBLEM, Level.WARNING, Level.WARNING, Level.PROBLEM, Level.PROBLEM]
 

@@ -46,7 +46,7 @@ def doctor(strict: bool, quiet: bool, json_wanted: bool) -> None:
     Examples:
       perdure doctor
       perdure doctor --strict --json | jq '.findings[] | select(.level == "problem")'
-      perdure doctor --json | jq -r '.findings[].sql[] + ";"' | psql "$PERDURE_DATABASE_URL"
+      perdure doctor --json | jq -r '.findings[] | select(.check == "schema").sql[] + ";"' | psql "$URL"
     """
     findings = asyncio.run(checks.examine(settings(migrate=False, read_only=True)))
     counts = Counter(finding.level for finding in findings)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
+from typing import Any
 
 from perdure.doctor.findings import Finding, note, ok, problem, warning
 from perdure.doctor.look import MINUTE, Look, ago, counted
@@ -40,6 +42,18 @@ WHERE entry.shard = 1 AND entry.worker_id IS NULL
 GROUP BY entry.queue
 ORDER BY 2 DESC
 """
+
+_TABLES = (
+    "checkpoints",
+    "message_rows",
+    "event_rows",
+    "event_waits",
+    "stream_rows",
+    "stream_parts",
+    "deadlines",
+    "workflow_rows",
+)
+"""Where rows of a workflow may be that is nowhere."""
 
 _NAMES = """
 SELECT waiting.name, pg_catalog.sum(waiting.count)::int8 AS count
@@ -137,7 +151,8 @@ async def names(look: Look) -> Sequence[Finding]:
     findings: list[Finding] = []
     for row in await look.rows(_NAMES):
         text = f"{counted(row.count, 'workflow')} of name {row.name!r} wait, and no live worker knows it"
-        advice = "deploy the code that has it; or delete them: perdure workflow delete --name ..."
+        end_them = f"perdure workflow terminate --name {shlex.quote(row.name)} --status pending"
+        advice = f"deploy the code that has it, or end them: {end_them}"
         findings.append(problem("names", text, advice))
     for row in await look.rows(_VERSIONS):
         unfinished = counted(row.count, "unfinished workflow")
@@ -166,8 +181,8 @@ async def stuck(look: Look) -> Sequence[Finding]:
         findings.append(warning("stuck", text, advice))
     if lost := await look.rows(_LOST, _NEWEST):
         text = f"{counted(len(lost), 'workflow')} of the newest {_NEWEST:,} are nowhere: {_named(lost)}"
-        advice = "was the database restored, or edited by hand? Export what you need, delete them, start them anew"
-        findings.append(problem("stuck", text, advice))
+        advice = "was the database restored, or edited by hand? Export what you need, then delete what is left of them"
+        findings.append(problem("stuck", text, advice, *(_deletion(look, table, lost) for table in _TABLES)))
     if undead := await look.rows(_UNDEAD):
         text = (
             f"{counted(len(undead), 'workflow')} have ended, and are pending or waiting all the same: {_named(undead)}"
@@ -175,6 +190,12 @@ async def stuck(look: Look) -> Sequence[Finding]:
         advice = "was the database edited by hand? Terminate them: perdure workflow terminate ID"
         findings.append(problem("stuck", text, advice))
     return findings or [ok("stuck", "every workflow moves, waits for its time, or has ended")]
+
+
+def _deletion(look: Look, table: str, rows: Sequence[Any]) -> str:
+    column = "id" if table == "workflow_rows" else "workflow_id"
+    ids = ", ".join(f"'{row.id}'" for row in rows)
+    return f"DELETE FROM {look.quoted}.{table} WHERE shard = 1 AND {column} IN ({ids})"
 
 
 def _named(rows: Sequence[tuple[object, ...]]) -> str:

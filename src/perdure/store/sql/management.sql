@@ -73,6 +73,7 @@ SELECT workflow_id, queue, epoch = 0 AS ended FROM known;
 -- :name terminate
 -- pending | running | waiting -> cancelled, at once: no code of it runs any more, and its worker can record nothing.
 -- $1 shard int4 · $2 ids uuid[] · $3 payload text of the result
+-- Where somebody has made an entry for what has a result, the result stays, and the entry goes.
 WITH entry AS MATERIALIZED (
     SELECT workflow_id, epoch, started_at, recoveries, queue, parent_id
     FROM perdure.queue_entries
@@ -97,6 +98,7 @@ WITH entry AS MATERIALIZED (
     SELECT $1::int4, known.workflow_id, '$result', 'result', 2147483647, 'cancelled', $3::json, known.recoveries,
            known.started_at, perdure.now(), known.epoch
     FROM known
+    ON CONFLICT (shard, workflow_id, key) DO NOTHING
 ), told AS (
     INSERT INTO perdure.outbox (shard, id, target_id, created_at)
     SELECT $1::int4, pg_catalog.gen_random_uuid(), known.parent_id, perdure.now()
