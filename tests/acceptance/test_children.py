@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -31,6 +32,7 @@ from perdure import (
     step,
     telemetry,
 )
+from perdure.engine.children import Children
 
 Sql = Callable[..., list[Any]]
 
@@ -659,3 +661,83 @@ async def test_terminating_what_has_ended_by_itself_reaches_nothing(app: App) ->
             await handle.terminate()
         assert await app.handle(child_id).status() in ("pending", "running", "waiting")
         await app.handle(child_id).terminate()
+
+
+async def test_a_child_that_took_too_long_is_asked_to_end_before_its_parent_leaves_memory(app: App) -> None:
+    @app.workflow
+    async def child() -> None:
+        while True:
+            await sleep(timedelta(seconds=0.2))
+
+    @app.workflow
+    async def parent() -> None:
+        with suppress(TimeoutError):
+            async with perdure.timeout(timedelta(seconds=0.3)):
+                await child()
+        await sleep(timedelta(hours=1))
+
+    async with app.worker():
+        await app.start(parent())
+        ids: list[UUID] = []
+        while not ids:
+            ids = [info.id async for info in app.workflows(name="child")]
+        with pytest.raises(WorkflowCancelled):
+            await app.handle(ids[0]).result(timeout=SOON)
+
+
+async def test_a_workflow_that_has_returned_ends_at_once_though_a_task_of_it_still_waits(app: App) -> None:
+    """While its child is asked to end, nothing of it moves: it must not leave memory then."""
+    tasks = []
+
+    @app.workflow
+    async def child() -> None:
+        await sleep(timedelta(hours=1))
+
+    @app.workflow
+    async def parent() -> str:
+        tasks.append(asyncio.create_task(ticks()))
+        with suppress(TimeoutError):
+            async with perdure.timeout(timedelta(seconds=0.3)):
+                await child()
+        return "done"
+
+    async def ticks() -> None:
+        while True:
+            await sleep(timedelta(hours=1))
+
+    async with app.worker():
+        assert await (await app.start(parent())).result(timeout=timedelta(seconds=15)) == "done"
+
+
+async def test_two_tasks_get_the_result_of_one_child_though_the_second_asks_in_the_moment_it_ends(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = asyncio.Event()
+    told = Children.ended
+
+    def ended(self: Children, id: UUID, how: Any) -> list[str]:
+        keys = told(self, id, how)
+        if keys:
+            begin.set()  # who waits for this goes on before who waits for the child
+        return keys
+
+    monkeypatch.setattr(Children, "ended", ended)
+
+    @app.workflow
+    async def child() -> int:
+        await sleep(timedelta(seconds=0.2))
+        return 7
+
+    @app.workflow
+    async def parent() -> list[int]:
+        begin.clear()
+        handle = await app.start(child())
+
+        async def second() -> int:
+            await begin.wait()
+            return await handle.result()
+
+        return list(await asyncio.gather(handle.result(), second()))
+
+    async with app.worker():
+        assert await (await app.start(parent())).result(timeout=timedelta(seconds=15)) == [7, 7]

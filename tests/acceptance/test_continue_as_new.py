@@ -29,6 +29,7 @@ from perdure import (
     step,
     telemetry,
 )
+from perdure.exchange import Exchange
 from perdure.model.keys import CANCEL
 
 Sql = Callable[..., list[Any]]
@@ -294,3 +295,26 @@ async def test_children_are_listed_by_their_parent(app: App) -> None:
     failed = app.workflows(parent=handle.id, status=perdure.Status.ERROR)
     assert [each.input["number"] async for each in failed] == [3]
     assert len([each async for each in app.workflows(parent=handle.id, limit=2)]) == 2
+
+
+async def test_what_the_database_refuses_for_a_moment_is_tried_again(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lock that isn't got in time, a password that is being changed: else it would run for ever, and do nothing."""
+    refusals: list[Exception] = [psycopg.errors.LockNotAvailable("no"), perdure.ConfigurationError("no")]
+    begin_anew = Exchange.begin_anew
+
+    async def refused(self: Exchange, *args: Any, **options: Any) -> Any:
+        if refusals:
+            raise refusals.pop()
+        return await begin_anew(self, *args, **options)
+
+    monkeypatch.setattr(Exchange, "begin_anew", refused)
+
+    @app.workflow
+    async def counts(number: int) -> int:
+        if number < 2:
+            await perdure.continue_as_new(counts(number + 1))
+        return number
+
+    async with app.worker():
+        assert await (await app.start(counts(0))).result(timeout=timedelta(seconds=15)) == 2
+    assert not refusals

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -12,7 +13,10 @@ import psycopg
 import pytest
 
 from acceptance.support import SOON
+from engine.support import FaultyDatabase
 from perdure import App, Client, Retry, WorkflowNotFound, WrongState, sleep, step, telemetry
+from perdure.engine.loop import Turns
+from perdure.engine.maintenance import Maintenance
 
 Sql = Callable[..., list[Any]]
 DAY = 86_400.0
@@ -292,3 +296,29 @@ async def test_only_what_has_ended_can_be_deleted(app: App, database_url: str) -
 def test_a_retention_in_the_past_is_refused() -> None:
     with pytest.raises(ValueError, match="use 0 or more, or None"):
         App("tests", retention=timedelta(days=-1))
+
+
+async def test_a_deletion_that_gets_no_answer_ends_no_worker_and_is_tried_again_with_fewer(
+    app: App, sql: Sql, clock: Any
+) -> None:
+    @app.workflow
+    async def flow() -> str:
+        return "done"
+
+    await ended(app, flow(), flow())
+    clock.advance(31 * DAY)
+    database = FaultyDatabase(replace(app.settings, connect_timeout=timedelta(milliseconds=20)), pool_size=2)
+    plan = database.lose_request("delete_ended", times=3)
+    maintenance = Maintenance(database, {}, turns=Turns())
+    running = asyncio.ensure_future(maintenance.run())
+    try:
+        await plan.happened.wait()
+        sql("UPDATE maintenance SET next_at = 'epoch'")
+        while sql("SELECT count(*) FROM workflow_rows") != [(0,)]:
+            assert not running.done(), running.exception()
+            sql("UPDATE maintenance SET next_at = 'epoch'")
+            await asyncio.sleep(0.02)
+    finally:
+        running.cancel()
+        await asyncio.wait({running})
+        await database.close()

@@ -22,6 +22,7 @@ from perdure import (
     StreamEntry,
     StreamReset,
     WorkflowNotFound,
+    recv,
     step,
     write_stream,
 )
@@ -248,3 +249,23 @@ async def test_what_a_stream_refuses(app: App) -> None:
         handle = await app.start(talks())
         with pytest.raises(SerializationError, match="an entry of stream 'tokens'"):
             _ = [entry async for entry in handle.read_stream("tokens", type=str)]
+
+
+async def test_a_burst_of_entries_is_written_though_another_task_waits(app: App) -> None:
+    """Who waits for room in the stream isn't at rest."""
+
+    @app.workflow
+    async def speaks() -> str:
+        async def listens() -> None:
+            await recv("stop")
+
+        listening = asyncio.create_task(listens())
+        for number in range(2500):
+            await write_stream("numbers", number)
+        listening.cancel()
+        return "done"
+
+    async with app.worker():
+        handle = await app.start(speaks())
+        assert await handle.result(timeout=timedelta(seconds=15)) == "done"
+        assert [entry.value async for entry in handle.read_stream("numbers")] == list(range(2500))

@@ -517,3 +517,22 @@ async def test_a_flush_does_not_wait_for_a_start_that_waits_for_a_key(
         await run.told()
     assert run.result == ("success", "1")
     assert await until(sql, "SELECT count(*) = 0 FROM queue_entries")
+
+
+@pytest.mark.parametrize("how", ["ends", "suspends"])
+async def test_a_flush_locks_its_entries_in_one_order(
+    database: FaultyDatabase, writer: Writer, me: UUID, sql: Sql, database_url: str, schema: str, how: str
+) -> None:
+    """Else whoever tells several workflows, in the order of their ids, and a flush may wait for each other."""
+    first, goes_on = sorted(await held(database, me, 2), key=lambda run: run.id)
+    entry = "SELECT FROM queue_entries WHERE workflow_id = %s FOR UPDATE"
+    async with locked(database_url, schema, entry, first.id) as somebody:
+        writer.record(goes_on, outcome("step"))
+        if how == "ends":
+            writer.complete(first, "success", "1")
+        else:
+            writer.suspend(first, Suspension("timer", None, 0))  # type: ignore[arg-type]
+        await waits_for_a_lock(sql, schema)
+        await somebody.execute(f"{entry} NOWAIT", (goes_on.id,))
+    await writer.drained()
+    assert goes_on.durable == 1

@@ -87,6 +87,7 @@ class Parent(waiting.Waiter, Protocol):
     def max_payload(self) -> int: ...
     def bear(self, checkpoint: Checkpoint, new: NewWorkflow) -> None: ...
     async def durable(self) -> None: ...
+    def consider(self) -> None: ...
     def encoded(self, text: str) -> str: ...
     def decoded(self, text: str) -> str: ...
 
@@ -144,9 +145,10 @@ class Children:
             return True
         return False
 
-    def wait(self, id: UUID, key: str) -> None:
-        """The call of that key waits for a child."""
+    def wait(self, id: UUID, key: str) -> bool:
+        """The call of that key waits for a child; returns whether it has ended already, and another call knows."""
         self._waiting.setdefault(id, []).append(key)
+        return id in self._ended
 
     def leave(self, id: UUID, key: str) -> Ended | None:
         """It waits no more; returns how the child ended, if it has."""
@@ -176,6 +178,12 @@ class Children:
                 CURRENT.reset(token)
             self._asking.add(asking)
             asking.add_done_callback(self._asking.discard)
+            asking.add_done_callback(lambda _: run.consider())
+
+    @property
+    def is_asking(self) -> bool:
+        """Whether some are about to be asked to end: a run that left memory now would have forgotten it."""
+        return bool(self._asking)
 
     def abandon(self) -> None:
         """The run is over: another one will come by the same place, and ask."""
@@ -257,6 +265,7 @@ async def outcome(run: Parent, key: str, id: UUID, *, is_new: bool = False, canc
     try:
         if run.history or run.delivery.has_recorded:
             await run.delivery.live()
+            is_new = False  # it may have ended meanwhile
         ended = await _wait(run, key, id, is_new)
         position = await run.delivery.turn()
     except asyncio.CancelledError:
@@ -269,12 +278,13 @@ async def outcome(run: Parent, key: str, id: UUID, *, is_new: bool = False, canc
 
 
 async def _wait(run: Parent, key: str, id: UUID, is_new: bool) -> Ended:
-    run.children.wait(id, key)
+    has_ended = run.children.wait(id, key)
     ended: Ended | None = None
-    if not is_new:
+    if not (is_new or has_ended):
         run.host.look_for_children(run.id)
     try:
-        await waiting.wait(run, key, "child", None)
+        if not has_ended:
+            await waiting.wait(run, key, "child", None)
     finally:
         ended = run.children.leave(id, key)
     assert ended is not None

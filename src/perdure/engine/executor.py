@@ -9,6 +9,8 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+import psycopg
+
 from perdure import failures, telemetry
 from perdure.authoring.workflows import Workflow
 from perdure.codec import Codec
@@ -19,12 +21,14 @@ from perdure.engine.ports import Exchange
 from perdure.engine.run import Run
 from perdure.engine.threads import Threads
 from perdure.engine.writer import Writer
-from perdure.errors import DatabaseUnavailable, RecoveryLimitExceeded
+from perdure.errors import ConfigurationError, DatabaseUnavailable, RecoveryLimitExceeded
 from perdure.failures import Catalogue
 from perdure.model.records import Claim
 from perdure.store.database import backoff
 
 _MOST_RESTING = 10
+_PASSING = (DatabaseUnavailable, ConfigurationError, psycopg.Error)
+"""What is tried again, for as long as the lease lasts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,7 +236,7 @@ class Executor:
         for pause in backoff():
             try:
                 return await self.exchange.cancel(ids)
-            except DatabaseUnavailable:
+            except _PASSING:
                 await asyncio.sleep(pause)
         raise AssertionError("backoff never ends")
 
@@ -243,7 +247,7 @@ class Executor:
                     run.worker_id, run.id, run.epoch, input, self.version, was_told=run.was_told_to_end
                 )
                 break
-            except DatabaseUnavailable:
+            except _PASSING:
                 await asyncio.sleep(pause)
         else:
             raise AssertionError("backoff never ends")

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 import psycopg
 
 from perdure import telemetry
-from perdure.errors import ConfigurationError
+from perdure.errors import ConfigurationError, DatabaseUnavailable
 from perdure.store.database import Interrupted, backoff
 
 _PATIENT_SECONDS = 1.0
@@ -84,7 +84,7 @@ class Loop(ABC):
         for pause in backoff():
             try:
                 wanted = await self.tick()
-            except (Interrupted, ConfigurationError, psycopg.Error) as error:
+            except (Interrupted, DatabaseUnavailable, ConfigurationError, psycopg.Error) as error:
                 if not away:
                     telemetry.emit(telemetry.DatabaseLost(component=self.name, reason=str(error)))
                 away = True

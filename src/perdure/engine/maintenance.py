@@ -17,6 +17,7 @@ from uuid import UUID
 
 from perdure import telemetry
 from perdure.engine.loop import Loop, Turns
+from perdure.errors import DatabaseUnavailable
 from perdure.store.arrays import Floats, Texts, Uuids
 from perdure.store.database import Database
 from perdure.store.statements import SHARD
@@ -42,6 +43,7 @@ class Maintenance(Loop):
         self._database = database
         self._retention = retention
         self._said = False
+        self._most = CHUNK
 
     async def tick(self) -> float | None:
         async with self.turns.turn():
@@ -61,7 +63,12 @@ class Maintenance(Loop):
         rows = await self._database.attempt("take_job", SHARD, "retention", _JOB_SECONDS)
         if not rows:
             return None
-        last, deleted = await prune_chunk(self._database, rows[0].cursor or FIRST)
+        try:
+            last, deleted = await prune_chunk(self._database, rows[0].cursor or FIRST, most=self._most)
+        except DatabaseUnavailable:  # perhaps so much hangs on them that it takes too long: fewer, then
+            self._most = max(1, self._most // 8)
+            raise
+        self._most = min(CHUNK, self._most * 2)
         if deleted:
             telemetry.emit(telemetry.WorkflowsDeleted(count=deleted))
         pause = _ROUND_SECONDS if last is None else 0.0
@@ -70,7 +77,13 @@ class Maintenance(Loop):
 
 
 async def prune_chunk(
-    database: Database, after: UUID, *, keep: timedelta | None = None, name: str | None = None, dry_run: bool = False
+    database: Database,
+    after: UUID,
+    *,
+    keep: timedelta | None = None,
+    name: str | None = None,
+    dry_run: bool = False,
+    most: int = CHUNK,
 ) -> tuple[UUID | None, int]:
     """Delete what is over for long enough among the next workflows; returns the last one looked at (None: that was
     all), and how many were (or would be) deleted.
@@ -81,14 +94,15 @@ async def prune_chunk(
         keep: How long they are kept, whatever anybody says.
         name: Only workflows of that name.
         dry_run: Count only.
+        most: How many it looks at.
     """
     override = None if keep is None else keep.total_seconds()
-    rows = await database.fetch("expired", SHARD, after, CHUNK, KEEP.total_seconds(), override, name)
+    rows = await database.fetch("expired", SHARD, after, most, KEEP.total_seconds(), override, name)
     expired = [row.id for row in rows if row.is_expired]
     if expired and not dry_run:
         deleted = len(await database.fetch("delete_ended", SHARD, Uuids(expired)))
     else:
         deleted = len(expired)
     # All of them: ids are of their clients' clocks, and one that is slow would hide from us all that comes behind.
-    at_end = len(rows) < CHUNK or all(row.is_recent for row in rows)
+    at_end = len(rows) < most or all(row.is_recent for row in rows)
     return None if at_end else rows[-1].id, deleted

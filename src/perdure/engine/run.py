@@ -312,7 +312,10 @@ class Run:
         if self.over:
             return
         if self._continuation is not None:
-            await self._begin_anew(self._continuation)
+            try:
+                await self._begin_anew(self._continuation)
+            except Exception as error:  # else nobody would look at it again
+                self.host.run_lost(self, f"it could not begin anew: {type(error).__name__}: {error}")
             return
         if self.history and telemetry.wanted(telemetry.StepsUnasked):
             self.tell(telemetry.StepsUnasked(workflow_id=self.id, name=self.name, keys=tuple(self.history)))
@@ -795,7 +798,9 @@ class Run:
         """None of its tasks can go on, and there is nothing to deliver."""
         if self.over or self.waits.frozen or self.delivery.is_busy:
             return
-        if (self._children is not None and self._children.is_looked_for) or self._stays():
+        if self._children is not None and (self._children.is_looked_for or self._children.is_asking):
+            return
+        if self._stays():
             return
         if any(not foreign.waits_for_own(task, self.delivery.tasks) for task in self.delivery.awake):
             return  # for something that perdure doesn't know, and that a replay would begin anew

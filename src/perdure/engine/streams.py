@@ -93,15 +93,19 @@ class Streams:
 
     async def open(self, run: Writer, name: str) -> None:
         """Find out where that stream ends, and wait until there is room for more."""
-        while self._pending >= _MOST_PENDING and not run.over:
-            if self._room is None or self._room.done():
-                self._room = run.host.loop.create_future()
-            await asyncio.shield(self._room)
+        if self._pending >= _MOST_PENDING and not run.over:
+            await run.outside(self._wait_for_room(run))
         if name not in self._ends:
             end = (0, 0) if run.epoch == 1 else await run.outside(run.host.exchange.stream_end(run.id, name))
             self._ends.setdefault(name, end)  # another task may have been quicker, and have written
         if run.over:
             raise RunEnded
+
+    async def _wait_for_room(self, run: Writer) -> None:
+        while self._pending >= _MOST_PENDING and not run.over:
+            if self._room is None or self._room.done():
+                self._room = run.host.loop.create_future()
+            await asyncio.shield(self._room)
 
     def put(self, run: Writer, name: str, payload: str, key: str, attempt: int) -> None:
         """Write one value to a stream that is open."""

@@ -39,26 +39,18 @@ SELECT yes AS held FROM all_held;
 -- running -> success | error | cancelled. The writer, once a flush: as record, with runs that end.
 -- $1 .. $16 as in record · $17 ids uuid[] of the runs that end · $18 sum of their epochs int8
 -- $19 statuses text[] · $20 payloads text[] · $21 epochs int8[] · $22 recoveries int4[] · $23 started_at timestamptz[]
--- Locks what goes on FOR SHARE, what ends FOR UPDATE. held = false: as in record; nothing was written or deleted.
-WITH going AS MATERIALIZED (
+-- Locks all of them FOR UPDATE, in one go: what goes on FOR SHARE and then what ends would be two orders, in which a flush
+-- and whoever tells several workflows may wait for each other. held = false: as in record; nothing was written or deleted.
+WITH held AS MATERIALIZED (
     SELECT workflow_id, epoch
     FROM perdure.queue_entries
-    WHERE shard = $1::int4 AND workflow_id = ANY ($3::uuid[]) AND worker_id IS NOT DISTINCT FROM $2::uuid
-    ORDER BY workflow_id
-    FOR SHARE
-), ending AS MATERIALIZED (
-    SELECT workflow_id, epoch
-    FROM perdure.queue_entries
-    WHERE shard = $1::int4 AND workflow_id = ANY ($17::uuid[]) AND worker_id IS NOT DISTINCT FROM $2::uuid
+    WHERE shard = $1::int4 AND workflow_id = ANY ($3::uuid[] || $17::uuid[]) AND worker_id IS NOT DISTINCT FROM $2::uuid
     ORDER BY workflow_id
     FOR UPDATE
 ), all_held AS MATERIALIZED (
-    SELECT (SELECT pg_catalog.count(*) = pg_catalog.cardinality($3::uuid[])
-                   AND COALESCE(pg_catalog.sum(epoch), 0) = $4::int8
-            FROM going)
-       AND (SELECT pg_catalog.count(*) = pg_catalog.cardinality($17::uuid[])
-                   AND COALESCE(pg_catalog.sum(epoch), 0) = $18::int8
-            FROM ending) AS yes
+    SELECT pg_catalog.count(*) = pg_catalog.cardinality($3::uuid[] || $17::uuid[])
+           AND COALESCE(pg_catalog.sum(epoch), 0) = $4::int8 + $18::int8 AS yes
+    FROM held
 ), recorded AS (
     INSERT INTO perdure.checkpoints
         (shard, workflow_id, key, kind, position, status, payload, args_hash, attempts, version, started_at, wake_at,
@@ -104,37 +96,24 @@ SELECT yes AS held FROM all_held;
 -- Entries of streams: $53 ids uuid[] · $54 names text[] · $55 numbers int8[] · $56 parts int4[] · $57 payloads text[]
 -- and the parts that begin with them: $58 ids uuid[] · $59 epochs int8[] · $60 names text[] · $61 parts int4[]
 -- $62 keys text[] · $63 attempts int4[] · $64 the numbers of their first entries int8[]
--- Locks what goes on FOR SHARE, what ends or suspends FOR UPDATE. held = false: as in record.
+-- Locks all of them FOR UPDATE, in one go, as complete does. held = false: as in record.
 -- awake: those that don't suspend, because somebody has something for them that they haven't seen. Whether they have is
 -- read from the locked entries; the rest of the entry doesn't change while it is held, so it may come from the snapshot.
-WITH going AS MATERIALIZED (
-    SELECT workflow_id, epoch
-    FROM perdure.queue_entries
-    WHERE shard = $1::int4 AND workflow_id = ANY ($3::uuid[]) AND worker_id IS NOT DISTINCT FROM $2::uuid
-    ORDER BY workflow_id
-    FOR SHARE
-), ending AS MATERIALIZED (
-    SELECT workflow_id, epoch
-    FROM perdure.queue_entries
-    WHERE shard = $1::int4 AND workflow_id = ANY ($17::uuid[]) AND worker_id IS NOT DISTINCT FROM $2::uuid
-    ORDER BY workflow_id
-    FOR UPDATE
-), suspending AS MATERIALIZED (
+WITH held AS MATERIALIZED (
     SELECT workflow_id, epoch, wakes
     FROM perdure.queue_entries
-    WHERE shard = $1::int4 AND workflow_id = ANY ($24::uuid[]) AND worker_id IS NOT DISTINCT FROM $2::uuid
+    WHERE shard = $1::int4 AND workflow_id = ANY ($3::uuid[] || $17::uuid[] || $24::uuid[])
+      AND worker_id IS NOT DISTINCT FROM $2::uuid
     ORDER BY workflow_id
     FOR UPDATE
 ), all_held AS MATERIALIZED (
-    SELECT (SELECT pg_catalog.count(*) = pg_catalog.cardinality($3::uuid[])
-                   AND COALESCE(pg_catalog.sum(epoch), 0) = $4::int8
-            FROM going)
-       AND (SELECT pg_catalog.count(*) = pg_catalog.cardinality($17::uuid[])
-                   AND COALESCE(pg_catalog.sum(epoch), 0) = $18::int8
-            FROM ending)
-       AND (SELECT pg_catalog.count(*) = pg_catalog.cardinality($24::uuid[])
-                   AND COALESCE(pg_catalog.sum(epoch), 0) = $25::int8
-            FROM suspending) AS yes
+    SELECT pg_catalog.count(*) = pg_catalog.cardinality($3::uuid[] || $17::uuid[] || $24::uuid[])
+           AND COALESCE(pg_catalog.sum(epoch), 0) = $4::int8 + $18::int8 + $25::int8 AS yes
+    FROM held
+), suspending AS MATERIALIZED (
+    SELECT workflow_id, epoch, wakes
+    FROM held
+    WHERE workflow_id = ANY ($24::uuid[])
 ), recorded AS (
     INSERT INTO perdure.checkpoints
         (shard, workflow_id, key, kind, position, status, payload, args_hash, attempts, version, started_at, wake_at,
