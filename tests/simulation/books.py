@@ -72,6 +72,15 @@ class Books:
             > 0
         )
 
+    def was_asked_of_all(self, parent: UUID) -> bool:
+        """Whether all children of that workflow have ended, or were asked to."""
+        return not self.oracle.execute(
+            "SELECT FROM perdure.workflow_rows AS child WHERE child.parent_id = %s AND NOT EXISTS ("
+            "SELECT FROM perdure.checkpoints AS sign "
+            "WHERE sign.workflow_id = child.id AND sign.key IN ('$cancel', '$result'))",
+            (parent,),
+        ).rowcount
+
     def expect(self, handle: Handle[Any], path: list[str], names: Sequence[str] | None, count: int = -1) -> None:
         """It ended with these outcomes; and all that it did stood on what it ended with."""
         given = [each.partition(":")[0] for each in path]

@@ -33,12 +33,14 @@ class Client:
         app: Callable[[Process], App],
         *,
         kill: Callable[[str], Awaitable[None]],
+        lose_answer: Callable[[str, str], None],
         lose_flush: Callable[[str], Awaitable[bool]],
     ) -> None:
         self.chance = chance
         self.books = books
         self._app = app
         self._kill = kill
+        self._lose_answer = lose_answer
         self._lose_flush = lose_flush
         self._numbers = count(1)
 
@@ -58,6 +60,7 @@ class Client:
                     "family",
                     "trip",
                     "recalled",
+                    "hurried",
                     "limited",
                     "lap",
                     "courier",
@@ -144,6 +147,8 @@ class Client:
         handle = await self._start(app, lambda: known["listener"](count, pause))
         for each in range(count):
             await asyncio.sleep(self.chance.choice((0.0, 0.001, 0.003, 0.3, 1.01)))
+            if self.chance.random() < 0.2:
+                self._lose_answer(PROCESS.get().whole.name, "send")
             await self._verb(lambda each=each: handle.send("numbers", each, idempotency_key=str(each)))  # type: ignore[misc]
         path, heard = await self._result(handle)
         if heard != list(range(count)):
@@ -202,6 +207,15 @@ class Client:
         with suppress(WorkflowCancelled):  # before it was told
             path = await self._result(handle)
             self.books.expect(handle, path, None, count=len(path))
+
+    async def _hurried(self, app: App, known: Any, number: int) -> None:
+        handle = await self._start(app, lambda: known["hurried"](self.chance.choice((0.05, 0.6))))
+        await asyncio.sleep(2.5)
+        if self.books.is_calm and not self.books.was_asked_of_all(handle.id):
+            raise Broken(f"{handle.id} has left memory, and has forgotten to ask its child to end")
+        self.books.expect(handle, await self._result(handle), None, count=2)
+        if not self.books.was_asked_of_all(handle.id):
+            raise Broken(f"{handle.id} has ended, and its child wasn't asked to")
 
     async def _limited(self, app: App, known: Any, number: int) -> None:
         pause = self.chance.choice((0.05, 0.7, 3.0))

@@ -62,6 +62,7 @@ class Seed:
             self.books,
             self._workers.app,
             kill=lambda name: self._storm.kill(name, self._workers, self.server),
+            lose_answer=self._storm.lose_answer,
             lose_flush=lambda name: self._storm.lose_flush(name, self._workers, self.server),
         )
         self._count = chance.choice((1, 2, 2, 3))

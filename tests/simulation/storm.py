@@ -145,6 +145,12 @@ class Storm:
             del self._ambushes[name]
         return False
 
+    def lose_answer(self, name: str, statement: str) -> None:
+        """The next answer to that statement of this process never arrives. Not every seed has faults."""
+        if not self.is_calm and self._is_raging and name not in self._ambushes:
+            self._ambushes[name] = Ambush("silent", (statement,), Fate(is_silent=True))
+            self._books.trouble(name, 3.0)
+
     async def kill(self, name: str, workers: Workers, server: Server) -> None:
         """That worker dies now, where a seed has faults."""
         if not self.is_calm and self._is_raging:

@@ -236,6 +236,19 @@ def declare(world: World, process: str) -> App:
         return path
 
     @app.workflow
+    async def hurried(pause: float) -> list[str]:
+        """It doesn't wait for its child for long."""
+        path = begin()
+        try:
+            async with perdure.timeout(timedelta(seconds=pause)):
+                await leaf(0, 60.0)
+        except TimeoutError:
+            got("=late")
+        await sleep(timedelta(seconds=6))
+        await act(effect, "went on")
+        return path
+
+    @app.workflow
     async def limited(pause: float) -> list[str]:
         """Something that takes too long."""
         path = begin()
