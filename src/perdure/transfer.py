@@ -22,7 +22,7 @@ from perdure.codec import has_nul
 from perdure.errors import KeyConflict, SerializationError, WorkflowNotFound
 from perdure.model.keys import INPUT, RESULT, check_name
 from perdure.store.arrays import BigInts, Ints, Texts, Times, Uuids, columns
-from perdure.store.database import Database
+from perdure.store.database import Database, Interrupted
 from perdure.store.statements import SHARD
 
 FORMAT = 1
@@ -85,11 +85,23 @@ async def imported(database: Database, text: Mapping[str, Any]) -> UUID:
         KeyConflict: It is there already, or its key is taken.
     """
     given, params = _params(text)
+    id: UUID = params[1]
+    in_doubt = False
+
+    async def attempt() -> bool:
+        nonlocal in_doubt
+        try:
+            if await database.attempt("import", *params):
+                return True
+            return in_doubt and bool(await database.attempt("started", SHARD, Uuids([id])))  # it was ours
+        except Interrupted as interruption:
+            in_doubt |= interruption.outcome_unknown
+            raise
+
     try:
-        inserted = await database.fetch("import", *params)
+        inserted = await database.persist(attempt)
     except (psycopg.Error, struct.error) as error:
         raise _malformed(error) from error
-    id: UUID = params[1]
     if not inserted:
         raise KeyConflict(given["name"], given["key"] or str(id), id)
     return id

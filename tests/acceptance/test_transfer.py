@@ -6,6 +6,7 @@ import asyncio
 import copy
 import json
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -13,6 +14,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from acceptance.support import SOON
+from engine.support import FaultyDatabase
 from perdure import (
     App,
     Invocation,
@@ -26,6 +28,7 @@ from perdure import (
     step,
     telemetry,
 )
+from perdure.transfer import imported
 
 Sql = Callable[..., list[Any]]
 
@@ -233,3 +236,16 @@ async def test_a_step_between_its_attempts_goes_on_with_their_number_and_what_is
         await imported.resume()
         assert await imported.result(timeout=SOON) == "fetched"
     assert attempts == [1, 2]
+
+
+async def test_an_import_whose_answer_is_lost_is_found_again(app: App) -> None:
+    handle = await app.start(Invocation("flow"))
+    exported = await app.export(handle.id)
+    database = FaultyDatabase(replace(app.settings, schema=f"test_{uuid4().hex[:12]}"), pool_size=2)
+    try:
+        database.lose_answer("import")
+        assert await imported(database, exported) == handle.id
+        with pytest.raises(KeyConflict):
+            await imported(database, exported)
+    finally:
+        await database.close()

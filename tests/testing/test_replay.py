@@ -127,6 +127,69 @@ async def test_code_that_takes_another_path_is_shown(
         assert (ran, await _rows(code.app)) == (bodies, rows)
 
 
+@pytest.mark.parametrize(
+    ("where", "recorded"),
+    [("asleep", "a timer"), ("with a child", "the start of a child"), ("behind what it caught", "no end")],
+)
+async def test_unfinished_ones_whose_code_goes_another_way_do_not_match(bed: Bed, where: str, recorded: str) -> None:
+    app = App("unfinished")
+    is_edited = False
+
+    @step
+    async def fails() -> None:
+        raise ValueError("it is caught")
+
+    @app.workflow
+    async def child() -> None:
+        await sleep(DAY)
+
+    @app.workflow
+    async def parent() -> str:
+        if where == "asleep" and not is_edited:
+            await sleep(DAY)
+        if where == "with a child" and not is_edited:
+            await child()
+        if where == "behind what it caught":
+            try:
+                await fails()
+            except ValueError:
+                pass
+            if is_edited:
+                raise KeyError("a fault")
+            await sleep(DAY)
+        return "done"
+
+    async with bed(app) as kit:
+        handle = await app.start(parent())
+        await kit.idle()
+        assert (await kit.replay(handle)).note.startswith("it waits")
+        is_edited = True
+        with pytest.raises(ReplayMismatch) as mismatch:
+            await kit.replay(handle)
+        assert mismatch.value.recorded == recorded
+
+
+async def test_what_fails_of_a_step_that_has_failed_is_no_surprise(bed: Bed) -> None:
+    app = App("unfinished")
+
+    @step
+    async def fails() -> None:
+        raise ValueError("no")
+
+    @app.workflow
+    async def parent() -> None:
+        waits = asyncio.create_task(sleep(DAY))
+        try:
+            await fails()
+        finally:
+            await waits
+
+    async with bed(app) as kit:
+        handle = await app.start(parent())
+        await kit.idle()
+        assert (await kit.replay(handle)).note == "it waits: timer"
+
+
 async def test_a_change_behind_patched_matches_what_is_old(bed: Bed, ran: list[str]) -> None:
     code = Code(ran)
     async with bed(code.app) as kit:

@@ -131,7 +131,13 @@ def test_what_was_going_on_and_fails_now_is_a_mismatch() -> None:
 
 def test_what_was_about_to_fail_because_of_a_step_may_fail() -> None:
     failed = recorded("a", status="error", payload=failure())
-    assert judged(RAISES, failed).verdict is Verdict.MATCHES
+    of_it = Rest(note="", status="error", payload=json.dumps({**json.loads(failure()), "steps": ["a"]}))
+    assert judged(of_it, failed).verdict is Verdict.MATCHES
+
+
+def test_what_was_about_to_go_on_behind_a_failed_step_may_not_fail_of_something_else() -> None:
+    failed = recorded("a", status="error", payload=failure())
+    assert judged(RAISES, failed).verdict is Verdict.MISMATCH
 
 
 def test_a_failed_attempt_is_no_failed_step() -> None:

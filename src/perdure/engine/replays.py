@@ -29,7 +29,8 @@ from perdure.engine.streams import Entry, PartOfStream
 from perdure.engine.threads import Threads
 from perdure.engine.writer import Writing
 from perdure.failures import Catalogue
-from perdure.model.records import Checkpoint, Claim, Suspension
+from perdure.model.keys import RESULT, waited_key
+from perdure.model.records import Checkpoint, Claim, Recorded, Suspension
 from perdure.model.replay import History, Replayed, Rest, judge
 from perdure.store.programs import NewWorkflow
 from perdure.telemetry import Event
@@ -44,8 +45,16 @@ class _Rehearsal(Run):
 
     def __init__(self, host: Replays, claim: Claim, workflow: Workflow[..., Any]) -> None:
         super().__init__(host, claim, workflow)
+        outcomes = self.memory.outcomes.keys() | {RESULT}
+        self._waits = {
+            key: recorded
+            for recorded in claim.history
+            if recorded.kind == "timer" and (key := waited_key(recorded.key)) not in outcomes
+        }
+        """Those that began, and have no outcome yet."""
         self.memory.pause = 0.0  # what it does after that is what counts
         self.new: dict[str, str] = {}
+        self._asked_for: set[str] = set()
 
     def call(self, key: str, step: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Coroutine[Any, Any, Any]:
         self._asked(key, f"step {step.name!r}")
@@ -70,8 +79,17 @@ class _Rehearsal(Run):
     def tell(self, event: Event) -> None:
         """Nothing happens to the workflow."""
 
+    @property
+    def left(self) -> dict[str, Recorded]:
+        """What was recorded, and its code hasn't asked for: outcomes, and waits and children that have none yet."""
+        memory = self.memory
+        begun = {key: recorded for key, recorded in memory.begun.items() if key not in self._asked_for}
+        timers = {key: recorded for key, recorded in self._waits.items() if key in memory.timers}
+        return {**self.history, **begun, **{key: timers[key] for key in timers.keys() - self._asked_for}}
+
     def _asked(self, key: str, what: str) -> None:
         memory = self.memory
+        self._asked_for.add(key)
         if not any(key in each for each in (self.history, memory.failed_attempts, memory.timers, memory.begun)):
             self.new.setdefault(key, what)
 
@@ -180,7 +198,7 @@ class Replays:
             run.stop()
             del self.runs[run.id]
         await self._unwound.wait()
-        return judge(history, rest, run.history, run.new)
+        return judge(history, rest, run.left, run.new)
 
     async def _at_rest(self, run: Run) -> Rest:
         deadline = self.loop.time() + _PATIENCE_SECONDS

@@ -48,6 +48,8 @@ class Recorded(NamedTuple):
         if self.kind == "step":
             name = self.key.rpartition("/")[2].partition("#")[0]
             return f"step {name!r}"
+        if self.kind == "start":
+            return "the start of a child"
         return f"a {self.kind}"
 
 

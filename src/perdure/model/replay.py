@@ -107,7 +107,7 @@ def judge(history: History, rest: Rest, left: Mapping[str, Recorded], new: Mappi
     Args:
         history: What was recorded.
         rest: Where the code came to rest.
-        left: What was recorded, and the code didn't ask for.
+        left: What was recorded, and the code didn't ask for; also waits and children that have no outcome yet.
         new: What the code asked for, and wasn't recorded: key and description, in order.
     """
     return (
@@ -128,8 +128,9 @@ def _mismatch(history: History, rest: Rest) -> Replayed | None:
         note = "the code asks for something else than what was recorded"
         return _replayed(history, Verdict.MISMATCH, note, key, recorded, asked, position, version)
     if history.result is None:
-        # A workflow whose step has failed for good may well be about to fail.
-        if any(each.kind == "step" and each.status != "success" for each in history.outcomes):
+        # A workflow whose step or child has failed for good may well be about to fail of that.
+        failed = {each.key for each in history.outcomes if each.kind in ("step", "child") and each.status != "success"}
+        if failed.intersection(error["steps"]):
             return None
         return _replayed(history, Verdict.MISMATCH, "a worker would end it in error", asked=rest.said)
     if history.result.status == "success":
@@ -203,5 +204,7 @@ def _error(payload: str) -> dict[str, Any]:
     except ValueError:
         error = None
     found = cast("dict[str, Any]", error) if isinstance(error, dict) else {}
-    args = found.get("args")
-    return {"type": "", "message": "", **found, "args": args if isinstance(args, list) else []}
+    args: list[Any] = found["args"] if isinstance(found.get("args"), list) else []
+    steps: list[Any] = found["steps"] if isinstance(found.get("steps"), list) else []
+    keys = [each for each in steps if isinstance(each, str)]
+    return {"type": "", "message": "", **found, "args": args, "steps": keys}
