@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -12,6 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 import psycopg
 import pytest
 
+from engine.support import until
 from perdure import App, Start, WrongPlace
 
 
@@ -161,8 +162,8 @@ def test_who_waits_for_a_transaction_of_another_thread_holds_up_no_other(
     with psycopg.connect(database_url) as connection, ThreadPoolExecutor() as pool:
         first = app.blocking.start(noted(1), key="shared", connection=connection)
         attached = pool.submit(second)
-        while sql("SELECT wait_event_type FROM pg_stat_activity WHERE application_name = 'second'") != [("Lock",)]:
-            time.sleep(0.01)
+        waits = "SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE application_name = 'second'"
+        asyncio.run(until(sql, waits))
         app.blocking.start(noted(3), key="another")
         assert not attached.done()
         connection.commit()

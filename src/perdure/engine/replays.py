@@ -82,10 +82,9 @@ class _Rehearsal(Run):
     @property
     def left(self) -> dict[str, Recorded]:
         """What was recorded, and its code hasn't asked for: outcomes, and waits and children that have none yet."""
-        memory = self.memory
-        begun = {key: recorded for key, recorded in memory.begun.items() if key not in self._asked_for}
-        timers = {key: recorded for key, recorded in self._waits.items() if key in memory.timers}
-        return {**self.history, **begun, **{key: timers[key] for key in timers.keys() - self._asked_for}}
+        timers = {key: recorded for key, recorded in self._waits.items() if key in self.memory.timers}
+        begun = {**self.memory.begun, **timers}
+        return {**self.history, **{key: each for key, each in begun.items() if key not in self._asked_for}}
 
     def _asked(self, key: str, what: str) -> None:
         memory = self.memory
