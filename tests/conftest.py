@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
@@ -48,6 +49,34 @@ def through_pooler(request: pytest.FixtureRequest) -> Iterator[None]:
 
         patch.setattr(database, "_resolve", resolved)
         yield
+
+
+class _Unheard(logging.Handler):
+    """What asyncio has to say of errors that nobody asked for."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(self.format(record))
+
+
+@pytest.fixture(scope="session")
+def unheard() -> Iterator[list[str]]:
+    handler = _Unheard()
+    logging.getLogger("asyncio").addHandler(handler)
+    yield handler.messages
+    logging.getLogger("asyncio").removeHandler(handler)
+
+
+@pytest.fixture(autouse=True)
+def no_error_goes_unheard(unheard: list[str]) -> Iterator[None]:
+    """The error of a task that nobody asks for is logged when the task is collected: in this test, or a later one."""
+    yield
+    messages = unheard.copy()
+    unheard.clear()
+    assert not messages, "errors that nobody asked for, perhaps of an earlier test:\n" + "\n".join(messages)
 
 
 @pytest.fixture

@@ -697,7 +697,7 @@ async def test_what_has_ended_by_itself_can_be_neither_cancelled_nor_terminated(
 
     handle = await app.start(flow())
     async with app.worker():
-        await asyncio.wait([asyncio.ensure_future(handle.result(timeout=SOON))])
+        await asyncio.gather(handle.result(timeout=SOON), return_exceptions=True)
     with pytest.raises(WrongState) as caught:
         await getattr(handle, verb)()
     assert (caught.value.workflow_id, caught.value.status) == (handle.id, end)

@@ -79,7 +79,7 @@ async def test_what_has_ended_is_the_same_there(app: App, elsewhere: App, how: s
     order = Program().declare(app)
     async with app.worker():
         handle = await app.start(order("ü 漢 🚚", how), key="k", attributes={"tenant": "acme"}, priority=3)
-        await asyncio.wait({asyncio.ensure_future(handle.result(timeout=SOON))})
+        await asyncio.gather(handle.result(timeout=SOON), return_exceptions=True)
     exported = json.loads(json.dumps(await app.export(handle.id)))
     imported = await elsewhere.import_(exported)
     here, there = await handle.describe(), await imported.describe()

@@ -425,7 +425,7 @@ def test_a_starter_that_is_killed_while_the_data_is_made_spoils_nothing(new_proj
 def test_a_starter_that_is_killed_after_the_launch_leaves_a_server_that_comes_up(project: Path) -> None:
     pid_file = locate().directory / "data" / "postmaster.pid"
     with neighbour() as starter:
-        until(pid_file.exists)
+        until(lambda: pid_file.exists() and "\n" in pid_file.read_text())  # it is there before it is written
         starter.kill()
     launched = int(pid_file.read_text().splitlines()[0])
 
