@@ -225,20 +225,43 @@ def a_claim_keeps_its_limit(sql: Sql) -> Iterator[str]:
             yield "LIMIT in a sub-select outside of ANY (ARRAY (...)) and of a MATERIALIZED CTE"
 
 
+def lists_of_ids_have_no_length(sql: Sql) -> Iterator[str]:
+    """Of a long list, a planner that knows nothing of a table would conclude to read all of it."""
+    for node in sql.nodes():
+        if not isinstance(node.it, ast.A_Expr) or node.it.kind is not A_Expr_Kind.AEXPR_OP_ANY:
+            continue
+        is_id = isinstance(node.it.lexpr, ast.ColumnRef) and node.it.lexpr.fields[-1].sval in IDS
+        if is_id and not any(isinstance(each.it, ast.SubLink) for each in walk(node.it.rexpr)):
+            yield "a list of ids is compared with as such: ANY (ARRAY(SELECT unnest($n)))"
+
+
 def rows_are_locked_in_order(sql: Sql) -> Iterator[str]:
     for node in sql.nodes():
         if not isinstance(node.it, ast.LockingClause):
             continue
         select = node.parent
         skips = node.it.waitPolicy is LockWaitPolicy.LockWaitSkip
-        first = select.sortClause[0].node if select.sortClause else None
-        in_order = isinstance(first, ast.ColumnRef) and first.fields[-1].sval in IDS
+        in_order = _begins_with_an_id(select.sortClause)
         is_one = any(
             operator == "=" and column in IDS and _is_parameter(value)
             for operator, _, column, value in _comparisons(select.whereClause)
         )
-        if not (skips or in_order or is_one):
+        if not (skips or in_order or is_one or _is_looked_up_in_order(node)):
             yield "rows are locked, and neither in the order of their ids nor with SKIP LOCKED"
+
+
+def _is_looked_up_in_order(node: Node) -> bool:
+    """A lookup for each row of a sorted sub-select beside it; LATERAL leaves no way but a loop over those rows."""
+    _, lookup, around = (*node.parents, None, None)[:3]
+    if not (isinstance(lookup, ast.RangeSubselect) and lookup.lateral and isinstance(around, ast.SelectStmt)):
+        return False
+    rows = around.fromClause[0]
+    return isinstance(rows, ast.RangeSubselect) and _begins_with_an_id(rows.subquery.sortClause)
+
+
+def _begins_with_an_id(order: Any) -> bool:
+    first = order[0].node if order else None
+    return isinstance(first, ast.ColumnRef) and first.fields[-1].sval in IDS
 
 
 # --- rules for migrations ---------------------------------------------------------------------------------------------

@@ -158,7 +158,17 @@ def test_every_file_says_what_its_statements_are_for() -> None:
         ),
         (rules.rows_are_locked_in_order, "SELECT id FROM perdure.workflow_rows FOR UPDATE"),
         (rules.rows_are_locked_in_order, "SELECT id FROM perdure.workflow_rows ORDER BY name FOR SHARE"),
+        (
+            rules.rows_are_locked_in_order,
+            "SELECT row.id FROM unnest($1::uuid[]) AS item (id),"
+            " LATERAL (SELECT id FROM perdure.workflow_rows AS row WHERE row.id = item.id OFFSET 0 FOR SHARE) AS row",
+        ),
         (rules.rows_are_locked_in_order, "SELECT id FROM perdure.workflow_rows WHERE id = ANY ($1::uuid[]) FOR SHARE"),
+        (rules.lists_of_ids_have_no_length, "SELECT name FROM perdure.workflow_rows WHERE id = ANY ($1::uuid[])"),
+        (
+            rules.lists_of_ids_have_no_length,
+            "DELETE FROM perdure.waits AS one WHERE one.workflow_id = ANY ($1::uuid[] || $2::uuid[])",
+        ),
         (rules.the_schema_is_made_of_plain_parts, "CREATE TYPE perdure.status AS ENUM ('one')"),
         (rules.the_schema_is_made_of_plain_parts, "CREATE DOMAIN perdure.name AS text"),
         (rules.the_schema_is_made_of_plain_parts, "CREATE TYPE perdure.times AS RANGE (subtype = timestamptz)"),

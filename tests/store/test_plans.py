@@ -10,7 +10,6 @@ pages are bounded by the size of the batch, whatever the size of the tables.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -343,7 +342,7 @@ def _sent(ids: Uuids) -> Sequence[Any]:
 CASES = (
     # what the writer does
     _case("record", _record, _ENTRY, pages=20),
-    _case("complete", _complete, _ENTRY, pages=25),
+    _case("complete", _complete, _ENTRY, pages=25, rows=16),
     _case("settle", _settle, f"{_ENTRY} {_CHECKPOINT}", pages=80, rows=40),
     # parents and children
     _case(
@@ -563,18 +562,6 @@ UNPLANNED = {
 }
 
 
-# Up to PostgreSQL 16, a table that was never analysed is taken for so small that a statement for a thousand ids reads
-# it from end to end: until autovacuum has analysed it, within a minute. Nothing that a worker does is among these.
-UNKNOWN_TO_16 = re.compile(
-    r"never analysed, force_custom_plan: "
-    r"(failed_children|cancel|cancel of the waiting|terminate|resume_ended|rewind|send|send to waiting): "
-)
-# With a hundred thousand rows, which autovacuum hasn't come to when the test looks, that is so of nearly all of them,
-# the flush and the load among them: for the first minute of a new installation they cost more than they should there.
-# Known, and not mended.
-UNANALYSED = re.compile(r"(never analysed|cached while empty), force_(custom|generic)_plan: ")
-# PostgreSQL 13 doesn't know how few entries a dead worker has, and reads the checkpoints of all.
-UNKNOWN_TO_13 = re.compile(r"analysed, force_(custom|generic)_plan: recover: it scans checkpoints")
 MORE_BEFORE_17 = 1.4
 """How many more pages its indexes may take."""
 
@@ -761,13 +748,6 @@ def test_no_statement_costs_more_than_its_batch_whatever_the_size_of_the_tables_
     old.run("ANALYZE")
     faults += explain().faults("analysed", tables)
 
-    version = old.connection.info.server_version
-    if version < 170_000:
-        faults = [fault for fault in faults if not UNKNOWN_TO_16.match(fault)]
-        if rows < 1_000_000:
-            faults = [fault for fault in faults if not UNANALYSED.match(fault)]
-    if version < 140_000:
-        faults = [fault for fault in faults if not UNKNOWN_TO_13.match(fault)]
     assert not faults, "\n".join(faults)
 
 

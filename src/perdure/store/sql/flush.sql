@@ -14,7 +14,8 @@
 WITH held AS MATERIALIZED (
     SELECT workflow_id, epoch
     FROM perdure.queue_entries
-    WHERE shard = $1::int4 AND workflow_id = ANY ($3::uuid[]) AND worker_id IS NOT DISTINCT FROM $2::uuid
+    WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT unnest($3::uuid[])))
+      AND worker_id IS NOT DISTINCT FROM $2::uuid
     ORDER BY workflow_id
     FOR SHARE
 ), all_held AS MATERIALIZED (
@@ -44,7 +45,8 @@ SELECT yes AS held FROM all_held;
 WITH held AS MATERIALIZED (
     SELECT workflow_id, epoch
     FROM perdure.queue_entries
-    WHERE shard = $1::int4 AND workflow_id = ANY ($3::uuid[] || $17::uuid[]) AND worker_id IS NOT DISTINCT FROM $2::uuid
+    WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT unnest($3::uuid[] || $17::uuid[])))
+      AND worker_id IS NOT DISTINCT FROM $2::uuid
     ORDER BY workflow_id
     FOR UPDATE
 ), all_held AS MATERIALIZED (
@@ -73,7 +75,8 @@ WITH held AS MATERIALIZED (
     WHERE (SELECT yes FROM all_held)
 ), released AS (
     DELETE FROM perdure.queue_entries
-    WHERE shard = $1::int4 AND workflow_id = ANY ($17::uuid[]) AND worker_id IS NOT DISTINCT FROM $2::uuid
+    WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT unnest($17::uuid[])))
+      AND worker_id IS NOT DISTINCT FROM $2::uuid
       AND (SELECT yes FROM all_held)
 )
 SELECT yes AS held FROM all_held;
@@ -102,7 +105,7 @@ SELECT yes AS held FROM all_held;
 WITH held AS MATERIALIZED (
     SELECT workflow_id, epoch, wakes
     FROM perdure.queue_entries
-    WHERE shard = $1::int4 AND workflow_id = ANY ($3::uuid[] || $17::uuid[] || $24::uuid[])
+    WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT unnest($3::uuid[] || $17::uuid[] || $24::uuid[])))
       AND worker_id IS NOT DISTINCT FROM $2::uuid
     ORDER BY workflow_id
     FOR UPDATE
@@ -113,7 +116,7 @@ WITH held AS MATERIALIZED (
 ), suspending AS MATERIALIZED (
     SELECT workflow_id, epoch, wakes
     FROM held
-    WHERE workflow_id = ANY ($24::uuid[])
+    WHERE workflow_id = ANY (ARRAY(SELECT unnest($24::uuid[])))
 ), recorded AS (
     INSERT INTO perdure.checkpoints
         (shard, workflow_id, key, kind, position, status, payload, args_hash, attempts, version, started_at, wake_at,
@@ -149,7 +152,7 @@ WITH held AS MATERIALIZED (
 ), aside AS (
     UPDATE perdure.checkpoints
     SET key = '$history/' || epoch || '/' || key, kind = 'history'
-    WHERE shard = $1::int4 AND workflow_id = ANY ($29::uuid[])
+    WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT unnest($29::uuid[])))
       AND ((workflow_id, key) IN (SELECT item.id, item.key FROM unnest($29::uuid[], $30::text[]) AS item (id, key)))
           IS TRUE
       AND (SELECT yes FROM all_held)

@@ -12,12 +12,12 @@
 WITH entry AS MATERIALIZED (
     SELECT workflow_id, epoch, started_at, recoveries, queue, parent_id
     FROM perdure.queue_entries
-    WHERE shard = $1::int4 AND workflow_id = ANY ($2::uuid[])
+    WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT unnest($2::uuid[])))
     ORDER BY workflow_id
     FOR UPDATE
 ), woken AS (
     DELETE FROM perdure.waits
-    WHERE shard = $1::int4 AND workflow_id = ANY ($2::uuid[])
+    WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT unnest($2::uuid[])))
       AND (workflow_id IN (SELECT entry.workflow_id FROM entry)) IS NOT TRUE
     RETURNING workflow_id, queue, name, priority, partition, enqueued_at, started_at, epoch, recoveries, stalls,
               wakes, deadline, version, parent_id
@@ -77,12 +77,12 @@ SELECT workflow_id, queue, epoch = 0 AS ended FROM known;
 WITH entry AS MATERIALIZED (
     SELECT workflow_id, epoch, started_at, recoveries, queue, parent_id
     FROM perdure.queue_entries
-    WHERE shard = $1::int4 AND workflow_id = ANY ($2::uuid[])
+    WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT unnest($2::uuid[])))
     ORDER BY workflow_id
     FOR UPDATE
 ), wait AS (
     DELETE FROM perdure.waits
-    WHERE shard = $1::int4 AND workflow_id = ANY ($2::uuid[])
+    WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT unnest($2::uuid[])))
       AND (workflow_id IN (SELECT entry.workflow_id FROM entry)) IS NOT TRUE
     RETURNING workflow_id, epoch, started_at, recoveries, queue, parent_id
 ), known AS MATERIALIZED (
@@ -154,9 +154,13 @@ WHERE (SELECT true FROM perdure.workflow_rows AS row WHERE row.shard = $1::int4 
 -- The children because of which workflows failed, and those that were cancelled with them: as far as they are over.
 -- $1 shard int4 · $2 ids uuid[] · $3 why children are cancelled with their parents, text
 WITH over AS MATERIALIZED (
-    SELECT workflow_id, payload
-    FROM perdure.checkpoints
-    WHERE shard = $1::int4 AND workflow_id = ANY ($2::uuid[]) AND key = '$result' AND status IN ('error', 'cancelled')
+    SELECT result.workflow_id, result.payload
+    FROM unnest($2::uuid[]) AS item (id),
+         LATERAL (
+             SELECT workflow_id, payload
+             FROM perdure.checkpoints
+             WHERE shard = $1::int4 AND workflow_id = item.id AND key = '$result' AND status IN ('error', 'cancelled')
+             OFFSET 0) AS result
 ), child AS MATERIALIZED (
     SELECT begun.id
     FROM over,
@@ -253,11 +257,15 @@ SELECT ARRAY(SELECT entry.workflow_id FROM entry
 -- else stays, and is replayed. $1 shard int4 · $2 ids uuid[] · $3 token text: what tells this resume from others
 -- The count of wakes goes on behind all places of messages that are or were there.
 -- The lock is the result's row: of two resumes one finds it. The deadline that was is no more.
-WITH ended AS (
-    UPDATE perdure.checkpoints
-    SET key = '$history/' || $3::text || '/$result', kind = 'history'
-    WHERE shard = $1::int4 AND workflow_id = ANY ($2::uuid[]) AND key = '$result' AND status IN ('error', 'cancelled')
-    RETURNING workflow_id, epoch, recoveries, started_at, payload
+WITH ended AS MATERIALIZED (
+    SELECT result.workflow_id, result.epoch, result.recoveries, result.started_at, result.payload
+    FROM (SELECT unnest($2::uuid[]) AS id ORDER BY id) AS item,
+         LATERAL (
+             SELECT workflow_id, epoch, recoveries, started_at, payload
+             FROM perdure.checkpoints
+             WHERE shard = $1::int4 AND workflow_id = item.id AND key = '$result' AND status IN ('error', 'cancelled')
+             OFFSET 0
+             FOR UPDATE) AS result
 ), failed AS MATERIALIZED (
     SELECT ended.workflow_id, step.key
     FROM ended,
@@ -273,7 +281,7 @@ WITH ended AS (
     UPDATE perdure.checkpoints
     SET key = '$history/' || $3::text || '/' || key, kind = 'history'
     WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT ended.workflow_id FROM ended))
-      AND (kind IN ('request', 'cancel')
+      AND (kind IN ('result', 'request', 'cancel')
            OR kind IN ('step', 'child') AND status <> 'success'
               AND ((workflow_id, key) IN (SELECT failed.workflow_id, failed.key FROM failed)) IS TRUE
            OR kind IN ('attempt', 'park', 'intent')
@@ -312,7 +320,7 @@ SELECT workflow_id, queue FROM entered;
 WITH parked AS MATERIALIZED (
     SELECT park.workflow_id, pg_catalog.regexp_replace(park.key, '#[ai][0-9]+$', '') AS key
     FROM perdure.checkpoints AS park
-    WHERE park.shard = $1::int4 AND park.workflow_id = ANY ($2::uuid[]) AND park.kind = 'park'
+    WHERE park.shard = $1::int4 AND park.workflow_id = ANY (ARRAY(SELECT unnest($2::uuid[]))) AND park.kind = 'park'
 ), entry AS MATERIALIZED (
     SELECT workflow_id, queue
     FROM perdure.queue_entries
@@ -429,11 +437,15 @@ SELECT id FROM opened;
 -- $1 shard int4 · $2 ids uuid[] · $3 token text: what tells this rewind from others · $4 the last place int4 (null: all
 -- stay, but the failures that the result came from) · $5 keys text[] and $6 payloads text[] of what is replaced
 -- The lock is the result's row. The deadline that was is no more. No row: it hasn't ended, or is rewound by another one.
-WITH ended AS (
-    UPDATE perdure.checkpoints
-    SET key = '$history/' || $3::text || '/$result', kind = 'history'
-    WHERE shard = $1::int4 AND workflow_id = ANY ($2::uuid[]) AND key = '$result'
-    RETURNING workflow_id, epoch, recoveries, started_at, payload, status
+WITH ended AS MATERIALIZED (
+    SELECT result.workflow_id, result.epoch, result.recoveries, result.started_at, result.payload, result.status
+    FROM (SELECT unnest($2::uuid[]) AS id ORDER BY id) AS item,
+         LATERAL (
+             SELECT workflow_id, epoch, recoveries, started_at, payload, status
+             FROM perdure.checkpoints
+             WHERE shard = $1::int4 AND workflow_id = item.id AND key = '$result'
+             OFFSET 0
+             FOR UPDATE) AS result
 ), failed AS MATERIALIZED (
     SELECT ended.workflow_id, step.key
     FROM ended,
@@ -453,7 +465,7 @@ WITH ended AS (
     UPDATE perdure.checkpoints
     SET key = '$history/' || $3::text || '/' || key, kind = 'history'
     WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT ended.workflow_id FROM ended))
-      AND kind NOT IN ('input', 'result', 'runs', 'history')
+      AND kind NOT IN ('input', 'runs', 'history')
       AND ((workflow_id, key) IN (SELECT kept.workflow_id, kept.key FROM kept)) IS NOT TRUE
       AND NOT (kind = 'start'
                AND (($4::int4 IS NULL OR position < $4::int4)
@@ -526,19 +538,19 @@ WHERE (SELECT true FROM perdure.workflow_rows AS row WHERE row.shard = $1::int4 
 WITH entry AS MATERIALIZED (
     SELECT workflow_id, queue, wakes
     FROM perdure.queue_entries
-    WHERE shard = $1::int4 AND workflow_id = ANY ($2::uuid[])
+    WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT unnest($2::uuid[])))
     ORDER BY workflow_id
     FOR UPDATE
 ), woken AS (
     DELETE FROM perdure.waits
-    WHERE shard = $1::int4 AND workflow_id = ANY ($2::uuid[]) AND hears
+    WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT unnest($2::uuid[]))) AND hears
       AND (workflow_id IN (SELECT entry.workflow_id FROM entry)) IS NOT TRUE
     RETURNING workflow_id, queue, name, priority, partition, enqueued_at, started_at, epoch, recoveries, stalls,
               wakes, deadline, version, parent_id
 ), told AS (
     UPDATE perdure.waits
     SET wakes = wakes + 1
-    WHERE shard = $1::int4 AND workflow_id = ANY ($2::uuid[]) AND NOT hears
+    WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT unnest($2::uuid[]))) AND NOT hears
       AND (workflow_id IN (SELECT entry.workflow_id FROM entry)) IS NOT TRUE
     RETURNING workflow_id, queue, wakes - 1 AS wakes
 ), known AS MATERIALIZED (
@@ -614,7 +626,8 @@ SELECT waiter_id FROM perdure.event_waits WHERE shard = $1::int4 AND workflow_id
 -- :name forget_event_waiters
 -- They have been told. $1 shard int4 · $2 workflow_id uuid · $3 name text · $4 waiters uuid[]
 DELETE FROM perdure.event_waits
-WHERE shard = $1::int4 AND workflow_id = $2::uuid AND name = $3::text AND waiter_id = ANY ($4::uuid[]);
+WHERE shard = $1::int4 AND workflow_id = $2::uuid AND name = $3::text
+  AND waiter_id = ANY (ARRAY(SELECT unnest($4::uuid[])));
 
 -- :name stream
 -- Entries of a stream, in order. $1 shard int4 · $2 workflow_id uuid · $3 name text · $4 from number int8 · $5 limit int4
@@ -663,8 +676,8 @@ WHERE shard = $1::int4 AND id = $2::uuid;
 -- :name begin_anew
 -- running -> pending: a workflow continues as new. Its history goes, but for the input, which is replaced, and what it is
 -- asked for and hasn't been told; so do messages that it has received. What its steps have written to streams is final.
--- The worker that runs it, behind all that it had recorded. $1 shard int4 · $2 worker_id uuid · $3 id uuid · $4 epoch int8 · $5 input text · $6 version text
--- $7 whether its code was told to end bool: then what asked for that has been heard, and goes
+-- The worker that runs it, behind all that it had recorded. $1 shard int4 · $2 worker_id uuid · $3 id uuid
+-- $4 epoch int8 · $5 input text · $6 version text · $7 whether its code was told to end bool: then what asked for that has been heard, and goes
 -- Locks the entry. No row: this worker doesn't hold it any more.
 WITH held AS MATERIALIZED (
     SELECT workflow_id
@@ -673,18 +686,18 @@ WITH held AS MATERIALIZED (
     FOR UPDATE
 ), received AS (
     DELETE FROM perdure.message_rows
-    WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT held.workflow_id FROM held))
+    WHERE shard = $1::int4 AND workflow_id = (SELECT held.workflow_id FROM held)
       AND (place IN (SELECT taken.args_hash FROM perdure.checkpoints AS taken
                      WHERE taken.shard = $1::int4 AND taken.workflow_id = $3::uuid AND taken.kind = 'message'
                        AND taken.status = 'success')) IS TRUE
 ), cut AS (
     DELETE FROM perdure.checkpoints
-    WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT held.workflow_id FROM held))
+    WHERE shard = $1::int4 AND workflow_id = (SELECT held.workflow_id FROM held)
       AND key NOT IN ('$input', '$runs') AND (kind <> 'request' OR $7::bool)
 ), given AS (
     UPDATE perdure.checkpoints
     SET payload = $5::json, created_at = perdure.now()
-    WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT held.workflow_id FROM held)) AND key = '$input'
+    WHERE shard = $1::int4 AND workflow_id = (SELECT held.workflow_id FROM held) AND key = '$input'
 ), streamed AS (
     UPDATE perdure.stream_parts AS part
     SET key = '',
@@ -696,7 +709,7 @@ WITH held AS MATERIALIZED (
             OR (SELECT outcome.epoch <> part.epoch OR outcome.attempts <> part.attempt
                 FROM perdure.checkpoints AS outcome
                 WHERE outcome.shard = $1::int4 AND outcome.workflow_id = $3::uuid AND outcome.key = part.key) IS TRUE
-    WHERE part.shard = $1::int4 AND part.workflow_id = ANY (ARRAY(SELECT held.workflow_id FROM held))
+    WHERE part.shard = $1::int4 AND part.workflow_id = (SELECT held.workflow_id FROM held)
       AND part.key <> ''
 ), counted AS (
     INSERT INTO perdure.checkpoints (shard, workflow_id, key, kind, position, status, payload, created_at, epoch)
@@ -708,7 +721,7 @@ WITH held AS MATERIALIZED (
 )
 UPDATE perdure.queue_entries
 SET worker_id = NULL, enqueued_at = perdure.now(), stalls = 0, version = $6::text
-WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT held.workflow_id FROM held))
+WHERE shard = $1::int4 AND workflow_id = (SELECT held.workflow_id FROM held)
 RETURNING queue;
 
 -- :name refuse_message
@@ -730,7 +743,7 @@ RETURNING id;
 -- All that was sent to these workflows, received or not. $1 shard int4 · $2 ids uuid[]
 SELECT workflow_id, place, topic, payload::text AS payload, CASE WHEN asks THEN id END AS question
 FROM perdure.message_rows
-WHERE shard = $1::int4 AND workflow_id = ANY ($2::uuid[])
+WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT unnest($2::uuid[])))
 ORDER BY workflow_id, place;
 
 -- :name requests
@@ -766,7 +779,7 @@ LIMIT $2::int4;
 -- Deadlines that are dealt with. $1 shard int4 · $2 ids uuid[]
 -- A sub-select: of how many ids they are, a planner that knows nothing of the table would conclude to read all of it.
 DELETE FROM perdure.deadlines
-WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT item.id FROM unnest($2::uuid[]) AS item (id)));
+WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT unnest($2::uuid[])));
 
 -- :name resumed
 -- Which of these a resume without an answer has reached. $1 shard int4 · $2 ids uuid[] · $3 its token text
@@ -785,13 +798,18 @@ WHERE (SELECT true FROM perdure.checkpoints AS aside
 WITH free AS MATERIALIZED (
     SELECT id
     FROM perdure.workflow_rows
-    WHERE shard = $1::int4 AND id = ANY ($2::uuid[])
+    WHERE shard = $1::int4 AND id = ANY (ARRAY(SELECT unnest($2::uuid[])))
     ORDER BY id
     FOR UPDATE SKIP LOCKED
-), ended AS (
-    DELETE FROM perdure.checkpoints
-    WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT free.id FROM free)) AND key = '$result'
-    RETURNING workflow_id
+), ended AS MATERIALIZED (
+    SELECT result.workflow_id
+    FROM (SELECT id FROM free ORDER BY id) AS item,
+         LATERAL (
+             SELECT workflow_id
+             FROM perdure.checkpoints
+             WHERE shard = $1::int4 AND workflow_id = item.id AND key = '$result'
+             OFFSET 0
+             FOR UPDATE) AS result
 ), messages AS (
     DELETE FROM perdure.message_rows
     WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT ended.workflow_id FROM ended))
@@ -810,9 +828,9 @@ WITH free AS MATERIALIZED (
 ), running AS (
     DELETE FROM perdure.running_steps
     WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT ended.workflow_id FROM ended))
-), rest AS (
+), history AS (
     DELETE FROM perdure.checkpoints
-    WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT ended.workflow_id FROM ended)) AND key <> '$result'
+    WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT ended.workflow_id FROM ended))
 ), deadline AS (
     DELETE FROM perdure.deadlines
     WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT ended.workflow_id FROM ended))
@@ -959,7 +977,7 @@ SELECT id FROM opened;
 -- $1 shard int4 · $2 ids uuid[]
 WITH woken AS (
     DELETE FROM perdure.waits
-    WHERE shard = $1::int4 AND workflow_id = ANY ($2::uuid[]) AND waiting_for = 'operator'
+    WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT unnest($2::uuid[]))) AND waiting_for = 'operator'
       AND (SELECT pg_catalog.count(*) FROM perdure.checkpoints AS park
            WHERE park.shard = $1::int4 AND park.workflow_id = waits.workflow_id AND park.kind = 'park') = 0
     RETURNING workflow_id, queue, name, priority, partition, enqueued_at, started_at, epoch, recoveries, stalls,

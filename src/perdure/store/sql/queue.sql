@@ -65,7 +65,7 @@ SELECT workflow_id, key, kind, position, status, payload::text AS payload, args_
        CASE WHEN pg_catalog.isfinite(wake_at) THEN pg_catalog.date_part('epoch', wake_at - perdure.now()) END AS remaining,
        version
 FROM perdure.checkpoints
-WHERE shard = $1::int4 AND workflow_id = ANY ($2::uuid[]) AND kind <> 'history'
+WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT unnest($2::uuid[]))) AND kind <> 'history'
 ORDER BY workflow_id, position;
 
 -- :name held
@@ -77,7 +77,8 @@ SELECT workflow_id, epoch FROM perdure.queue_entries WHERE shard = $1::int4 AND 
 -- The same, of these workflows only: after a flush that wrote nothing. By the primary key, see flush.sql.
 -- $1 shard int4 · $2 worker_id uuid · $3 ids uuid[]
 SELECT workflow_id, epoch FROM perdure.queue_entries
-WHERE shard = $1::int4 AND workflow_id = ANY ($3::uuid[]) AND worker_id IS NOT DISTINCT FROM $2::uuid;
+WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT unnest($3::uuid[])))
+  AND worker_id IS NOT DISTINCT FROM $2::uuid;
 
 -- :name release
 -- running -> pending, orderly: they keep their place. Shutdown (nothing went wrong: $5 is 0) and reconciliation;
@@ -87,7 +88,8 @@ WHERE shard = $1::int4 AND workflow_id = ANY ($3::uuid[]) AND worker_id IS NOT D
 -- IS TRUE keeps the planner from making a join of the list: it is hashed, and looked at once.
 UPDATE perdure.queue_entries
 SET worker_id = NULL, recoveries = recoveries + $5::int4, stalls = stalls + $5::int4
-WHERE shard = $1::int4 AND workflow_id = ANY ($3::uuid[]) AND worker_id IS NOT DISTINCT FROM $2::uuid
+WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT unnest($3::uuid[])))
+  AND worker_id IS NOT DISTINCT FROM $2::uuid
   AND ((workflow_id, epoch) IN (SELECT item.id, item.epoch FROM unnest($3::uuid[], $4::int8[]) AS item (id, epoch)))
       IS TRUE
 RETURNING workflow_id, queue;

@@ -89,14 +89,16 @@ WHERE holder.worker_id IS NOT NULL
 -- :name recover
 -- running -> pending, for the entries of a worker that is dead: in batches; they keep their place. A run that recorded
 -- nothing counts as stalled, so that a workflow which kills its workers comes to an end.
--- In no order: it waits for no lock, and a sort would read all that the dead held for each batch.
+-- In no order: it waits for no lock, and a sort would read all that the dead held for each batch. OFFSET 0: PostgreSQL 13
+-- would rather read the checkpoints of all, once, and look in there.
 -- $1 shard int4 · $2 worker_id uuid of the dead · $3 limit int4
 UPDATE perdure.queue_entries AS entry
 SET worker_id = NULL,
     recoveries = entry.recoveries + 1,
     stalls = CASE WHEN EXISTS (SELECT 1 FROM perdure.checkpoints AS step
                                WHERE step.shard = $1::int4 AND step.workflow_id = entry.workflow_id
-                                 AND step.epoch = entry.epoch AND step.worker_id = $2::uuid)
+                                 AND step.epoch = entry.epoch AND step.worker_id = $2::uuid
+                               OFFSET 0)
                   THEN 0 ELSE entry.stalls + 1 END
 WHERE entry.shard = $1::int4 AND entry.worker_id IS NOT DISTINCT FROM $2::uuid
   AND entry.workflow_id = ANY (ARRAY(

@@ -118,7 +118,7 @@ RETURNING row.id;
 -- :name started
 -- Which of these ids are there: how a start without an answer recognises its own.
 -- $1 shard int4 · $2 ids uuid[]
-SELECT id FROM perdure.workflow_rows WHERE shard = $1::int4 AND id = ANY ($2::uuid[]);
+SELECT id FROM perdure.workflow_rows WHERE shard = $1::int4 AND id = ANY (ARRAY(SELECT unnest($2::uuid[])));
 
 -- :name results
 -- The results of these workflows, of those that have ended.
