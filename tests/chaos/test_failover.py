@@ -42,7 +42,7 @@ class Failover(Storm):
         return self._url
 
     async def _attack(self) -> None:
-        if not self.report.faults and self._now > 3:
+        if not self.report.faults and self._now > 3 and self._ended > 0:  # in the middle of the work
             await asyncio.to_thread(self._primary.kill)
             self.report.faults.append(Fault(round(self._now, 2), "failover"))
             await asyncio.to_thread(self._promote)
@@ -54,7 +54,7 @@ class Failover(Storm):
         assert fault.recovered is not None
         record_property("seconds from the death of the primary to the next workflow's end", fault.recovered)
         before = max(ended for at, ended in report.samples if at <= fault.at)
-        assert report.acknowledged > before > 0, "it was in the middle of the work"
+        assert report.acknowledged > before > 0
         assert [worker.starts for worker in self.workers] == [1, 1]
 
 

@@ -20,7 +20,7 @@ from simulation.world import Broken, World
 
 TABLES = (
     "workflow_rows", "checkpoints", "queue_entries", "waits", "outbox", "message_rows", "event_rows", "event_waits",
-    "stream_rows", "stream_parts", "deadlines", "queue_rows", "worker_rows", "running_steps",
+    "stream_rows", "stream_parts", "deadlines", "queue_rows", "worker_rows", "running_steps", "ledger",
 )  # fmt: skip
 
 
@@ -282,6 +282,12 @@ _INVARIANTS = {
     "an ended workflow has an entry": (
         "SELECT workflow_id FROM perdure.queue_entries AS entry JOIN perdure.checkpoints AS result "
         "USING (shard, workflow_id) WHERE result.key = '$result'"
+    ),
+    "what a transaction wrote and its checkpoint aren't one": (
+        "SELECT ledger.token, step.key FROM perdure.ledger FULL JOIN (SELECT workflow_id, key, payload "
+        "FROM perdure.checkpoints WHERE kind = 'step' AND (key = 'pay' OR key LIKE 'pay#%')) AS step "
+        "ON step.workflow_id = ledger.workflow_id AND step.payload::text = '\"' || ledger.token || '\"' "
+        "WHERE ledger.token IS NULL OR step.key IS NULL"
     ),
     "a workflow was lost": (
         "SELECT id FROM perdure.workflow_rows AS row WHERE NOT EXISTS (SELECT FROM perdure.queue_entries AS entry "

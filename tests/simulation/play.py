@@ -59,6 +59,7 @@ async def prepare(url: str) -> None:
         row_factory=namedtuple_row,
     ) as connection:
         await migrations.ensure(connection, "perdure", apply=True)
+        await connection.execute(b"CREATE TABLE perdure.ledger (workflow_id uuid NOT NULL, token text NOT NULL)")
         await connection.execute(b"CREATE SCHEMA standby")
         for table in TABLES:
             await connection.execute(f"CREATE TABLE standby.{table} (LIKE perdure.{table})".encode())

@@ -19,6 +19,7 @@ from perdure.engine.leases import Lease
 from perdure.engine.recovery import Recovery
 from perdure.engine.requests import Requests
 from perdure.engine.run import Run
+from perdure.engine.transactions import Transactions
 from perdure.engine.writer import Part, Writer
 from perdure.errors import RunEnded
 from perdure.model.ids import new_id
@@ -271,6 +272,29 @@ def _new_ids(patch: Patch) -> None:
         return management.Verb(reach, verb.done_already, verb.moving, verb.refusals)
 
     patch(management, "send", sends)
+
+
+@rule("a transactional step locks its run's entry before it commits", "13")
+def _unfenced_transaction(patch: Patch) -> None:
+    run = Transactions._run
+
+    async def runs(self: Transactions, connection: Any, name: str, *params: object) -> Any:
+        return [None] if name == "fence" else await run(self, connection, name, *params)
+
+    patch(Transactions, "_run", runs)
+
+
+@rule("a commit in doubt asks what is stored", "13")
+def _forgetful_commit(patch: Patch) -> None:
+    async def recorded(self: Transactions, call: Any) -> tuple[bool, Any]:
+        return False, None
+
+    patch(Transactions, "_recorded", recorded)
+
+
+@rule("a transaction that idles is ended", "13")
+def _patient_server(patch: Patch) -> None:
+    patch(Transactions, "_idle_limit", property(lambda self: "0", lambda self, limit: None))
 
 
 @rule("a start in doubt looks for its own rows", "6")

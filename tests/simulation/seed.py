@@ -6,7 +6,7 @@ import asyncio
 import os
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +17,7 @@ import perdure.worker
 from perdure import App, starter, telemetry
 from perdure.authoring import primitives
 from perdure.engine import calls, run
+from perdure.engine.transactions import Transactions
 from perdure.engine.watchdog import Watchdog
 from perdure.model import ids
 from perdure.store import database
@@ -61,15 +62,14 @@ class Seed:
             chance,
             self.books,
             self._workers.app,
-            kill=lambda name: self._storm.kill(name, self._workers, self.server),
-            lose_answer=self._storm.lose_answer,
-            lose_flush=lambda name: self._storm.lose_flush(name, self._workers, self.server),
+            self._storm,
         )
+        self._storm.aim(self._workers, self.server)
         self._count = chance.choice((1, 2, 2, 3))
 
     def app(self, process: str) -> App:
         """The app of a process, with all that it declares."""
-        return declare(self.books.world, process)
+        return declare(self.books.world, process, self.server.session)
 
     async def resident(self, app: App) -> None:
         """What lives in a worker's process beside the worker."""
@@ -96,21 +96,32 @@ class Seed:
         self.server.close()
         for error in self._workers.failures():
             raise Broken(f"in a worker's process: {error!r}") from error
+        self._check_transactions()
         self.books.close()
         self.seen.workflows = len(self.books.acknowledged)
         self.seen.runs = self.books.world.runs.total()
         self.seen.seconds = time.perf_counter() - began
         return self.seen
 
+    def _check_transactions(self) -> None:
+        notes = self.server.notes
+        if ("held open", "") in notes:
+            raise Broken("who does nothing any more held a transaction open for as long as a lease")
+        if any(what == "late" for what, _ in notes):
+            return
+        for _, _, event in self.seen.events:
+            if isinstance(event, telemetry.RunAbandoned) and "is there already" in event.reason:
+                raise Broken(f"{event.workflow_id} did again what was recorded, and could have known it")
+
     async def _all(self) -> None:
-        workers, server, storm = self._workers, self.server, self._storm
-        raging = asyncio.ensure_future(storm.rage(workers, server))
+        workers, storm = self._workers, self._storm
+        raging = asyncio.ensure_future(storm.rage())
         watching = asyncio.ensure_future(self.books.watch(lambda: workers))
         async with asyncio.timeout(LIMIT_SECONDS):
             process = workers.process("client")
             working = self.loop.spawn(process, self._client.work())
             if storm.loses_tail:
-                await storm.lose_tail(process, server)
+                await storm.lose_tail(process)
                 working = self.loop.spawn(workers.process("client"), self._client.work())
             await working
             await raging
@@ -129,18 +140,27 @@ class Seed:
         seen, loop = self.seen, self.loop
         execute = Database.execute
 
-        async def watched(self: Database, connection: Any, statement: Any, params: Sequence[object]) -> Any:
+        async def noted(name: str, params: Sequence[object], rows: Awaitable[Any]) -> Any:
             who = PROCESS.get().name
-            STATEMENT.set(statement.name)
+            STATEMENT.set(name)
             try:
-                rows = await execute(self, connection, statement, params)
+                found = await rows
             except BaseException as error:
-                seen.statements.append((loop.time(), who, statement.name, params, error))
+                seen.statements.append((loop.time(), who, name, params, error))
                 raise
-            seen.statements.append((loop.time(), who, statement.name, params, rows))
+            seen.statements.append((loop.time(), who, name, params, found))
+            return found
+
+        async def watched(self: Database, connection: Any, statement: Any, params: Sequence[object]) -> Any:
+            rows = await noted(statement.name, params, execute(self, connection, statement, params))
             if statement.name == "notify":
                 server.notified([str(each) for each in params[1]])
             return rows
+
+        run_in_transaction = Transactions._run
+
+        async def watched_in_transaction(self: Transactions, connection: Any, name: str, *params: object) -> Any:
+            return await noted(name, params, run_in_transaction(self, connection, name, *params))
 
         server = self.server
         random.seed(f"global {self.number}")
@@ -156,6 +176,7 @@ class Seed:
             (database, "_sever", severed),
             (starter, "_LOCK_TIMEOUT", "0"),
             (Database, "execute", watched),
+            (Transactions, "_run", watched_in_transaction),
         ]
         former = [(where, name, getattr(where, name)) for where, name, _ in patched]
         for where, name, value in patched:

@@ -5,6 +5,9 @@ is held open for a while before it commits (so that others meet its locks and do
 Anything of that may be cut short: the request is lost; the session is thrown out before the commit; the answer is lost;
 the request hangs on the way until the client has given up, and takes effect then.
 
+A transaction of several statements that idles for as long as a lease is ended, where whoever began it has set a limit;
+where that wasn't done and it may hold locks, a note says so.
+
 Only one statement runs at a time. One that waits for a lock is set aside until somebody's transaction has ended: the
 server says itself that it waits. So the same seed meets the same locks.
 """
@@ -13,8 +16,8 @@ from __future__ import annotations
 
 import asyncio
 import select
-from collections.abc import Callable, Generator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Generator
+from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from random import Random
@@ -27,13 +30,15 @@ from psycopg.rows import namedtuple_row
 
 from perdure.store import arrays, instants
 from simulation.loop import PROCESS, Loop, Process
-from simulation.seen import EPOCH_SECONDS
+from simulation.seen import EPOCH_SECONDS, LEASE
 
 _POLL_SECONDS = 0.002
 _WAITING = """
     SELECT pid, pg_blocking_pids(pid) FROM pg_stat_activity
     WHERE wait_event_type = 'Lock' AND datname = current_database()
 """
+_COMMANDS = {"_enter_gen": "begin", "_exit_gen": "commit"}
+"""What psycopg sends by itself."""
 _DEAD = PGconn.connect(b"host=/nowhere port=1")
 _DEAD.finish()
 
@@ -79,20 +84,22 @@ class Link:
         """Whether something has come from the server, in real time."""
         return bool(self._poll.poll(seconds * 1000))
 
-    def execute(self, command: str) -> None:
-        """Run a command, at once."""
+    def execute(self, command: str) -> str:
+        """Run a command, at once; returns the value that it gives, if any."""
         result = self.pgconn.exec_(command.encode())
         if result.status not in (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK):
             state = result.error_field(DiagnosticField.SQLSTATE) or b"XX000"
             raise psycopg.errors.lookup(state.decode())(result.error_message.decode())
+        return (result.get_value(0, 0) or b"").decode() if result.ntuples else ""
 
 
 class Flight:
     """A statement that runs: driven until it is done, or waits for a lock."""
 
-    def __init__(self, server: Server, link: Link, gen: Generator[Any, Any, Any]) -> None:
+    def __init__(self, server: Server, connection: SimulatedConnection, gen: Generator[Any, Any, Any]) -> None:
         self._server = server
-        self.link = link
+        self._connection = connection
+        self.link = connection.link
         self._gen = gen
         self._state: Any = None
         self.result: Any = None
@@ -100,7 +107,15 @@ class Flight:
         self.done: asyncio.Future[None] | None = None
 
     def advance(self) -> bool:
-        """Whether it is done; else it waits for a lock."""
+        """Whether it is done; else it waits for a lock. It was sent, whatever has become of the client's side since."""
+        connection = self._connection
+        client_side, connection.pgconn = connection.pgconn, self.link.pgconn
+        try:
+            return self._advance()
+        finally:
+            connection.pgconn = client_side
+
+    def _advance(self) -> bool:
         try:
             if self._state is None:
                 self._state = next(self._gen)
@@ -194,9 +209,10 @@ class Server:
         """Say what `perdure.now()` is in that session from now on, and begin a transaction."""
         commands: list[str] = []
         now = self.loop.time() + self.skew
-        if link.clock != now:
+        status = link.pgconn.transaction_status
+        if link.clock != now and status != TransactionStatus.INERROR:
             commands.append(f"SET simulation.now = '{EPOCH_SECONDS + now:.6f}'")
-            link.clock = now
+            link.clock = now if status == TransactionStatus.IDLE else -1.0  # a rollback takes it back
         if begins:
             commands.append("BEGIN")
         if commands:
@@ -228,6 +244,15 @@ class Server:
         self._connections.append(connection)
         return connection
 
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[Any]:
+        """A connection of code that isn't the engine's."""
+        connection = await self.connect("")
+        try:
+            yield connection
+        finally:
+            await connection.close()
+
     def throw_out(self, connections: list[SimulatedConnection]) -> None:
         """End these sessions; their transactions are rolled back."""
         for connection in connections:
@@ -235,7 +260,7 @@ class Server:
             connection.is_thrown_out = True
             if not connection.is_busy:
                 self.hang_up(connection)
-            elif connection.holds:  # between its statement and its commit
+            elif connection.link.pgconn.transaction_status == TransactionStatus.INTRANS:  # between two statements
                 connection.link.execute("ROLLBACK")
         self.settle()
 
@@ -286,9 +311,16 @@ class Server:
         if fate.is_lost or connection.is_thrown_out or not self.is_up or connection.process in self.cut_off:
             gen.close()
             return self._cut(connection)
+        connection.requests += 1
+        if connection.has_idled:
+            gen.close()
+            connection.sever()
+            if not reply.done():
+                reply.set_exception(psycopg.errors.IdleInTransactionSessionTimeout("it idled in a transaction"))
+            return None
         alone = alone and (fate.held > 0 or fate.is_undone)
         self.prepare(link, begins=alone)
-        flight = Flight(self, link, gen)
+        flight = Flight(self, connection, gen)
         if not flight.advance():
             flight.done = self.loop.create_future()
             self._blocked.append(flight)
@@ -296,9 +328,7 @@ class Server:
             await flight.done
         error = flight.error
         if alone and not connection.is_thrown_out:
-            connection.holds = True
             await asyncio.sleep(fate.held)
-            connection.holds = False
         if not connection.is_thrown_out:
             if fate.is_undone:
                 connection.is_thrown_out = True
@@ -311,6 +341,7 @@ class Server:
                     error = failure
         elif link.pgconn.transaction_status != TransactionStatus.IDLE:
             link.execute("ROLLBACK")
+        self._watch(connection)
         self.settle()
         if connection.is_severed and not connection.is_thrown_out and error is None:
             self.notes.append(("late", name))
@@ -325,6 +356,29 @@ class Server:
         else:
             reply.set_result(flight.result)
         return None
+
+    def _watch(self, connection: SimulatedConnection) -> None:
+        """A request is done: from now on the session idles, perhaps in a transaction."""
+        link = connection.link
+        if link.pgconn.transaction_status == TransactionStatus.IDLE:
+            connection.may_idle = True
+            return
+        if connection.may_idle and link.pgconn.transaction_status == TransactionStatus.INTRANS:
+            connection.may_idle = link.execute("SHOW idle_in_transaction_session_timeout") == "0"
+            if not connection.may_idle:  # the real server's time is another one
+                link.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+        self.loop.call_later(LEASE, self._has_idled, connection, connection.requests)
+
+    def _has_idled(self, connection: SimulatedConnection, requests: int) -> None:
+        """A lease later."""
+        if connection.requests != requests or connection not in self._connections or connection.is_thrown_out:
+            return
+        if not connection.may_idle:
+            self.notes.append(("idled", ""))
+            connection.has_idled = True
+            self.hang_up(connection)
+        elif connection.link.execute("SELECT pg_catalog.pg_current_xact_id_if_assigned()"):
+            self.notes.append(("held open", ""))
 
     def _cut(self, connection: SimulatedConnection) -> None:
         connection.sever()
@@ -363,7 +417,9 @@ class SimulatedConnection(AsyncConnection[Any]):
         self.server = server
         self.link = link
         self.process = PROCESS.get().whole
-        self.is_busy = self.is_severed = self.is_thrown_out = self.holds = False
+        self.is_busy = self.is_severed = self.is_thrown_out = self.has_idled = False
+        self.may_idle = True
+        self.requests = 0
         self._severed: asyncio.Future[None] = server.loop.create_future()
         self._autocommit = True
         self.row_factory = namedtuple_row
@@ -389,7 +445,8 @@ class SimulatedConnection(AsyncConnection[Any]):
         reply: asyncio.Future[Any] = self.server.loop.create_future()
         is_idle = self.pgconn.transaction_status == TransactionStatus.IDLE
         alone = is_idle and gen.__name__ == "_execute_gen"
-        self.server.loop.spawn(self.server.process, self.server.serve(self, gen, reply, STATEMENT.get(), alone=alone))
+        name = _COMMANDS.get(gen.__name__, STATEMENT.get())
+        self.server.loop.spawn(self.server.process, self.server.serve(self, gen, reply, name, alone=alone))
         try:
             await asyncio.wait({reply, self._severed}, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:

@@ -22,7 +22,7 @@ AMBUSHES: tuple[tuple[str, ...], ...] = (
 )  # fmt: skip
 FAVOURITES = (
     *FLUSHES, "claim", "load", "heartbeat", "send", "start", "start_keyed", "results", "register_worker", "cancel",
-    "", "", "",
+    "commit", "", "", "",
 )  # fmt: skip
 
 
@@ -45,6 +45,8 @@ class Storm:
         self._seen = seen
         self._is_raging = True
         self._ambushes: dict[str, Ambush] = {}
+        self._unheard: dict[str, float] = {}
+        """Processes whose beats are lost, and until when."""
         self._network = Random(f"network {number}")
         chance = self._chance = Random(f"storm {number}")
         self.is_calm = books.is_calm = number % 8 == 0
@@ -62,6 +64,10 @@ class Storm:
         if self.sets_clock:
             self._kinds.append("clock")
 
+    def aim(self, workers: Workers, server: Server) -> None:
+        """At these."""
+        self._workers, self._server = workers, server
+
     # --- what becomes of a request ---------------------------------------------------------------------------------
 
     def fate(self, process: str, statement: str) -> Fate:
@@ -78,6 +84,9 @@ class Storm:
             fate.held = chance.choice((0.0005, 0.002, 0.01))
         if not self._is_raging:
             return fate
+        if statement == "heartbeat" and self._loop.time() < self._unheard.get(process, 0.0):
+            fate.is_lost = True
+            return fate
         if chance.random() < (0.3 if statement == self._often_cut != "" else self._cuts):
             kind = chance.choice(("is_lost", "is_undone", "is_silent"))
             setattr(fate, kind, True)
@@ -92,16 +101,16 @@ class Storm:
 
     # --- what strikes ----------------------------------------------------------------------------------------------
 
-    async def rage(self, workers: Workers, server: Server) -> None:
+    async def rage(self) -> None:
         """Strike, until it is over."""
         chance = self._chance
         while self._kinds and self._loop.time() < STORM_SECONDS:
             await asyncio.sleep(chance.uniform(0.2, 4.0))
-            kind, name = chance.choice(self._kinds), chance.choice(workers.names or [""])
+            kind, name = chance.choice(self._kinds), chance.choice(self._workers.names or [""])
             if not name:
                 continue
             if kind in ("restart", "clock") or chance.random() < 0.4 or await self._waits(kind, name):
-                await self._strike(kind, name, workers, server)
+                await self._strike(kind, name)
         await asyncio.sleep(max(0.0, STORM_SECONDS - self._loop.time()))
         self._is_raging = False
 
@@ -130,13 +139,39 @@ class Storm:
         await asyncio.sleep(chance.choice((0.0, 0.0003, 0.001)))
         return True
 
-    async def lose_flush(self, name: str, workers: Workers, server: Server) -> bool:
+    async def lose_flush(self, name: str) -> bool:
         """The next flush of that worker never arrives, and it hears nothing from then on. Not every seed has faults."""
-        if self.is_calm or not self._is_raging or name in self._ambushes or name not in workers.names:
-            return False
-        server.deaf.add(workers[name])
-        ambush = self._ambushes[name] = Ambush("lost", FLUSHES, Fate(is_lost=True))
+        ambush = self.spoil(name, FLUSHES, "lost", Fate(is_lost=True)) if name in self._workers.names else None
+        if ambush is not None:
+            self._server.deaf.add(self._workers[name])
+        return await self._springs(name, ambush)
+
+    def spoil(self, name: str, statements: Sequence[str], kind: str, fate: Fate) -> Ambush | None:
+        """That becomes of the next of these statements of this process. Not every seed has faults."""
+        if self.is_calm or not self._is_raging or name in self._ambushes:
+            return None
         self._books.trouble(name, 3.0)
+        ambush = self._ambushes[name] = Ambush(kind, statements, fate)
+        return ambush
+
+    async def strike_at(self, name: str, statement: str, kind: str) -> None:
+        """That strikes the worker when it sends such a statement."""
+        if await self._springs(name, self.spoil(name, (statement,), kind, Fate(back=0.002))):
+            await self._strike(kind, name)
+
+    async def delay(self, name: str, statement: str, seconds: float) -> bool:
+        """The next answer to that statement of this process comes late. Returns, at its beginning, whether it does."""
+        return await self._springs(name, self.spoil(name, (statement,), "late", Fate(back=seconds)))
+
+    async def outlive(self, name: str) -> None:
+        """The next transaction of that worker commits when its lease has run out."""
+        if await self.delay(name, "begin", LEASE / 2):
+            self._unheard[name] = self._loop.time() + LEASE * 2
+            self.spoil(name, ("commit",), "late", Fate(there=LEASE * 0.95))
+
+    async def _springs(self, name: str, ambush: Ambush | None) -> bool:
+        if ambush is None:
+            return False
         with suppress(TimeoutError):
             async with asyncio.timeout(2.0):
                 await ambush.sprung.wait()
@@ -145,18 +180,13 @@ class Storm:
             del self._ambushes[name]
         return False
 
-    def lose_answer(self, name: str, statement: str) -> None:
-        """The next answer to that statement of this process never arrives. Not every seed has faults."""
-        if not self.is_calm and self._is_raging and name not in self._ambushes:
-            self._ambushes[name] = Ambush("silent", (statement,), Fate(is_silent=True))
-            self._books.trouble(name, 3.0)
-
-    async def kill(self, name: str, workers: Workers, server: Server) -> None:
+    async def kill(self, name: str) -> None:
         """That worker dies now, where a seed has faults."""
         if not self.is_calm and self._is_raging:
-            await self._strike("kill", name, workers, server)
+            await self._strike("kill", name)
 
-    async def _strike(self, kind: str, name: str, workers: Workers, server: Server) -> None:
+    async def _strike(self, kind: str, name: str) -> None:
+        workers, server = self._workers, self._server
         if name not in workers.names:
             return
         chance, trouble = self._chance, self._books.trouble
@@ -196,7 +226,7 @@ class Storm:
             case _:
                 server.skew += chance.choice((LEASE * 2, 0.5, -0.5, -LEASE * 2, -server.skew))
 
-    async def lose_tail(self, client: Process, server: Server) -> None:
+    async def lose_tail(self, client: Process) -> None:
         """A standby takes over that hasn't got all. What clients knew of it is void, so theirs end."""
         chance = self._chance
         await asyncio.sleep(chance.uniform(0.0, 4.0))
@@ -204,7 +234,7 @@ class Storm:
         await asyncio.sleep(chance.choice((0.01, 0.1, 1.0)))
         self._seen.faults["lost tails"] += 1
         self._loop.kill(client)
-        server.crash()
+        self._server.crash()
         self._books.promote()
         await asyncio.sleep(chance.choice((0.1, LEASE * 1.5)))
-        server.is_up = True
+        self._server.is_up = True

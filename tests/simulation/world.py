@@ -14,6 +14,7 @@ import asyncio
 import itertools
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -89,8 +90,8 @@ class Flaky(Exception):
     """What some steps fail with."""
 
 
-def declare(world: World, process: str) -> App:
-    """The app of one process: every process has the same code."""
+def declare(world: World, process: str, session: Callable[[], AbstractAsyncContextManager[Any]]) -> App:
+    """The app of one process: every process has the same code. Its transactional steps have connections from there."""
     app = App("simulated", schema="perdure", database_url="host=/simulated", errors=[Flaky], version="1")
 
     @step
@@ -122,6 +123,13 @@ def declare(world: World, process: str) -> App:
         token = world.effect(name, process)
         if sum(each.workflow_id == current().id and each.name == name for each in world.effects) < attempts:
             raise Flaky(name)
+        return token
+
+    @app.transaction(using=session)
+    async def pay(connection: Any, name: str) -> str:
+        token = world.effect(name, process)
+        row = (current().id, token)
+        await connection.execute("INSERT INTO perdure.ledger (workflow_id, token) VALUES ($1, $2)", row)
         return token
 
     def begin() -> list[str]:
@@ -339,6 +347,16 @@ def declare(world: World, process: str) -> App:
             await act(effect, "heard")
 
         await asyncio.gather(act(slow, "slow", seconds), hear())
+        return path
+
+    @app.workflow
+    async def payer(count: int) -> list[str]:
+        """Writes into tables of its own, each time together with its checkpoint."""
+        path = begin()
+        await act(slow, "counted", 0.3)
+        for number in range(count):
+            await act(pay, f"pay{number}")
+        await act(effect, "paid")
         return path
 
     @app.workflow
