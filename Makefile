@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-JOBS   ?= 3
+JOBS   ?= 4
 
 MINUTES ?= 5
 SEEDS   ?= 0-199
@@ -13,10 +13,10 @@ demo: $(VENV)/.demo         ## the main job: ingest the standard library, kill a
 	$(BIN)/perdure demo $(ARGS)
 
 test: $(VENV)/.dev          ## the whole suite, on a PostgreSQL that it starts itself
-	$(BIN)/python -m pytest -n $(JOBS) -m "not full" $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not full" $(ARGS)
 
 test-full: $(VENV)/.full    ## what takes minutes as well, on every PostgreSQL, through PgBouncer and Patroni; needs npm, PgBouncer, etcd
-	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 	$(BIN)/python tests/servers.py
 
 check: $(VENV)/.dev         ## lint, types, import contracts

@@ -13,12 +13,27 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+import scratch
 from perdure import App, embedded, telemetry
 from perdure.config import Settings
 from perdure.embedded import Cluster
 from perdure.store import database
 from perdure.telemetry import Event
 from pooler import pooler
+
+_LONG = tuple(f"tests/{name}/" for name in ("simulation", "chaos", "load", "costs", "crash"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    folder = scratch.claim()  # the workers of xdist inherit it
+    if folder is not None:
+        config.add_cleanup(lambda: scratch.release(folder))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes long begins first: at the end, one process would work and the others wait."""
+    items.sort(key=lambda item: not item.nodeid.startswith(_LONG))
 
 
 @pytest.fixture(scope="session")

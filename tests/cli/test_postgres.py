@@ -99,7 +99,9 @@ def test_url_prints_nothing_but_the_url() -> None:
 
 
 def test_url_starts_nothing_of_itself_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+    project = tmp_path / "new"  # the socket's path has the project's name in it, and must be short
+    project.mkdir()
+    monkeypatch.chdir(project)
     printed = invoke("url")
     assert (printed.exit_code, printed.stdout) == (3, locate().url + "\n")
     assert "perdure postgres start" in printed.stderr
