@@ -238,9 +238,11 @@ class Delivery:
         task = self.leave()
         try:
             position = await future
-        finally:
+        except BaseException:
             self.enter(task)
             self.look()
+            raise
+        self.enter(task)  # and a look is under way: who delivers looks again
         self._going_on = task
         return position
 
@@ -299,7 +301,15 @@ class Delivery:
                 self._on_rest()
                 return
             self._deliver()
+            self._scheduled = True
+            self._loop.call_soon(self._look_again)
+            return
         self._scheduled = True
+        self._loop.call_soon(self._look)
+
+    def _look_again(self) -> None:
+        """Whoever got an outcome has run now: look when its end, if it was that, has been heard."""
+        self._going_on = None
         self._loop.call_soon(self._look)
 
     def _turns_to_rest(self, running: asyncio.Task[Any] | None = None) -> int:
