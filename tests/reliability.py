@@ -84,7 +84,8 @@ def _python(*arguments: str, **variables: str) -> str:
     env = {**os.environ, "PYTHONHASHSEED": "0", **variables}
     done = subprocess.run([sys.executable, *arguments], cwd=TESTS, env=env, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        sys.exit(f"it failed:\n{done.stdout[-5000:]}\n{done.stderr[-2000:]}")
+        failed = "\n".join(re.findall(r"^.*FAIL.*$", done.stdout, re.MULTILINE))
+        sys.exit(f"it failed:\n{failed or done.stdout[-5000:]}\n{done.stderr[-2000:]}")
     return done.stdout
 
 

@@ -182,9 +182,12 @@ class Starter:
         in_doubt: bool,
     ) -> None:
         running: dict[UUID, datetime] = {row.workflow_id: row.started_at for row in rows}
-        if local is not None and worker_id is not None:
+        if local is not None:
+            # All of them, where its lease has ended since they were sent first: the slots are free again.
             local.forget([one.new.id for one in waiting if one.new.id not in running], in_doubt=in_doubt)
-            local.launch([_claim(one.new, worker_id, running[one.new.id]) for one in waiting if one.new.id in running])
+            if worker_id is not None:
+                claimed = [one.new for one in waiting if one.new.id in running]
+                local.launch([_claim(new, worker_id, running[new.id]) for new in claimed])
         queues = {one.new.queue for one in waiting if one.new.id not in running}
         if queues:
             self._on_started(queues)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
 from typing import Any
+from uuid import UUID, uuid4
 
 import psycopg
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from perdure import App, Client, Invocation, KeyConflict, SerializationError, step
 from perdure.config import Settings
 from perdure.model.ids import new_id
+from perdure.model.records import Claim
 from perdure.starter import Starter
 from perdure.store.programs import NewWorkflow, Started
 
@@ -79,6 +81,42 @@ async def test_a_start_whose_answer_was_lost_is_acknowledged_though_it_runs_alre
     asking.leave.set()
     assert await starting == [Started(id=one.id, started=True)]
     assert sql("SELECT count(*) FROM queue_entries") == [(0,)]
+
+
+class Slots:
+    """A worker in this process, whose lease ends while a start of its own is under way."""
+
+    def __init__(self) -> None:
+        self.taken: set[UUID] = set()
+        self.doubted: list[UUID] = []
+        self.ids: list[UUID | None] = [uuid4()]
+
+    @property
+    def worker_id(self) -> UUID | None:
+        return self.ids.pop() if self.ids else None
+
+    def reserve(self, queue: str, name: str, id: UUID) -> bool:
+        self.taken.add(id)
+        return True
+
+    def launch(self, claims: Sequence[Claim]) -> None:
+        assert not claims
+
+    def forget(self, ids: Sequence[UUID], *, in_doubt: bool) -> None:
+        self.taken.difference_update(ids)
+        self.doubted += ids if in_doubt else []
+
+
+@pytest.mark.parametrize("lose", ["lose_request", "lose_answer"])
+async def test_a_slot_taken_for_a_start_is_free_again_where_the_lease_ends_in_the_middle_of_it(
+    starter: Starter, database: FaultyDatabase, lose: str
+) -> None:
+    slots = starter.local = Slots()
+    getattr(database, lose)("start")
+    one = new()
+    assert await starter.start([one]) == [Started(id=one.id, started=True)]
+    assert slots.taken == set()
+    assert slots.doubted == [one.id]  # the first worker id may hold it
 
 
 async def test_a_start_in_doubt_with_a_bad_row_in_it_costs_only_its_own_caller(
