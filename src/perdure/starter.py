@@ -123,7 +123,11 @@ class Starter:
         born_claimed = [one for one in waiting if local.reserve(one.new.queue, one.new.name, one.new.id)]
         if born_claimed:
             taken = {one.new.id for one in born_claimed}
-            await self._insert(born_claimed, local)
+            try:
+                await self._insert(born_claimed, local)
+            except BaseException:
+                local.forget(list(taken), in_doubt=True)
+                raise
             waiting = [one for one in waiting if one.new.id not in taken]
         if waiting:
             await self._insert(waiting, None)

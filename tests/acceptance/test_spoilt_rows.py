@@ -190,6 +190,36 @@ async def test_what_a_replay_does_not_need_may_say_anything(spoilt: Spoilt, edit
     assert spoilt.bodies == []
 
 
+async def test_a_position_behind_which_there_is_none_costs_its_own_workflow_only(spoilt: Spoilt) -> None:
+    outcome = await spoilt.after("UPDATE checkpoints SET position = 2147483647 WHERE key = 'one'")
+    assert isinstance(outcome, Exception)
+
+
+@pytest.mark.parametrize("verb", ["resume", "rewind"])
+@pytest.mark.parametrize("kind", ["step", "value", "history", "input"])
+async def test_a_result_of_another_kind_is_set_aside_like_any_other(app: App, sql: Sql, verb: str, kind: str) -> None:
+    repaired: list[bool] = []
+
+    @step
+    async def fragile() -> None:
+        if not repaired:
+            raise ValueError("no")
+
+    @app.workflow
+    async def flow() -> str:
+        await fragile()
+        return "done"
+
+    handle = await app.start(flow())
+    async with app.worker():
+        with pytest.raises(ValueError, match="no"):
+            await handle.result(timeout=SOON)
+        sql(f"UPDATE checkpoints SET kind = '{kind}' WHERE key = '$result'")
+        repaired.append(True)
+        await (handle.resume() if verb == "resume" else app.rewind(handle.id))
+        assert await handle.result(timeout=SOON) == "done"
+
+
 async def test_a_time_that_is_no_datetime_stops_nothing(app: App, sql: Sql) -> None:
     """It is read with all that is claimed at the same time, and by whoever lists workflows."""
 

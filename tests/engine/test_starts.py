@@ -119,6 +119,14 @@ async def test_a_slot_taken_for_a_start_is_free_again_where_the_lease_ends_in_th
     assert slots.doubted == [one.id]  # the first worker id may hold it
 
 
+async def test_the_slots_of_starts_that_fail_unexpectedly_are_free_again(starter: Starter) -> None:
+    slots = starter.local = Slots()
+    one = new()
+    outcomes = await asyncio.gather(starter.start([one]), starter.start([one]), return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [psycopg.errors.UniqueViolation] * 2
+    assert slots.taken == set()
+
+
 async def test_a_start_in_doubt_with_a_bad_row_in_it_costs_only_its_own_caller(
     starter: Starter, database: FaultyDatabase, sql: Sql
 ) -> None:

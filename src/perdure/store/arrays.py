@@ -76,7 +76,10 @@ class _Fixed(Array):
 
     def encode(self) -> Iterable[bytes]:
         pack, size = self.pack.pack, self.pack.size - 4
-        return [_NULL if value is None else pack(size, value) for value in self]
+        try:
+            return [_NULL if value is None else pack(size, value) for value in self]
+        except struct.error as error:  # refused as the server would refuse it, so that it is found among many
+            raise psycopg.DataError(f"a number is too large for its column: {error}") from error
 
 
 class Ints(_Fixed):

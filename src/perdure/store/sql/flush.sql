@@ -116,7 +116,7 @@ WITH held AS MATERIALIZED (
 ), suspending AS MATERIALIZED (
     SELECT workflow_id, epoch, wakes
     FROM held
-    WHERE workflow_id = ANY (ARRAY(SELECT unnest($24::uuid[])))
+    WHERE (workflow_id IN (SELECT unnest($24::uuid[]))) IS TRUE
 ), recorded AS (
     INSERT INTO perdure.checkpoints
         (shard, workflow_id, key, kind, position, status, payload, args_hash, attempts, version, started_at, wake_at,

@@ -281,7 +281,7 @@ WITH ended AS MATERIALIZED (
     UPDATE perdure.checkpoints
     SET key = '$history/' || $3::text || '/' || key, kind = 'history'
     WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT ended.workflow_id FROM ended))
-      AND (kind IN ('result', 'request', 'cancel')
+      AND (key = '$result' OR kind IN ('request', 'cancel')
            OR kind IN ('step', 'child') AND status <> 'success'
               AND ((workflow_id, key) IN (SELECT failed.workflow_id, failed.key FROM failed)) IS TRUE
            OR kind IN ('attempt', 'park', 'intent')
@@ -465,11 +465,12 @@ WITH ended AS MATERIALIZED (
     UPDATE perdure.checkpoints
     SET key = '$history/' || $3::text || '/' || key, kind = 'history'
     WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT ended.workflow_id FROM ended))
-      AND kind NOT IN ('input', 'runs', 'history')
-      AND ((workflow_id, key) IN (SELECT kept.workflow_id, kept.key FROM kept)) IS NOT TRUE
-      AND NOT (kind = 'start'
-               AND (($4::int4 IS NULL OR position < $4::int4)
-                    OR ((workflow_id, key) IN (SELECT kept.workflow_id, kept.key || '#c' FROM kept)) IS TRUE))
+      AND (key = '$result'
+           OR kind NOT IN ('input', 'result', 'runs', 'history')
+              AND ((workflow_id, key) IN (SELECT kept.workflow_id, kept.key FROM kept)) IS NOT TRUE
+              AND NOT (kind = 'start'
+                       AND (($4::int4 IS NULL OR position < $4::int4)
+                            OR ((workflow_id, key) IN (SELECT kept.workflow_id, kept.key || '#c' FROM kept)) IS TRUE)))
 ), former AS (
     INSERT INTO perdure.checkpoints
         (shard, workflow_id, key, kind, position, status, payload, args_hash, attempts, version, started_at, created_at,
