@@ -315,6 +315,8 @@ class Client:
     async def _torn(self, app: App, known: Any, number: int) -> None:
         handle = await self._start(app, lambda: known["torn"](9.0))
         await asyncio.sleep(self.chance.choice((0.0, 1.0, 2.0)))
+        if (worker := await self._doer(handle, "slow")) is not None:
+            self._storm.deafen(worker, LEASE)
         sent = self.books.loop.time()
         await self._verb(lambda: handle.send("numbers", 1, idempotency_key="1"))
         self.books.expect(handle, await self._result(handle), None, count=3)

@@ -180,6 +180,13 @@ class Storm:
             del self._ambushes[name]
         return False
 
+    def deafen(self, name: str, seconds: float) -> None:
+        """That worker hears no hints for so long."""
+        if name in self._workers.names:
+            process = self._workers[name]
+            self._server.deaf.add(process)
+            self._loop.call_later(seconds, self._server.deaf.discard, process)
+
     async def kill(self, name: str) -> None:
         """That worker dies now, where a seed has faults."""
         if not self.is_calm and self._is_raging:
