@@ -18,7 +18,7 @@ SOON = timedelta(seconds=20)
 
 @pytest.mark.parametrize("statement", ["claim", "start"])
 async def test_what_is_claimed_while_the_worker_stops_is_pending_again_when_it_has_stopped(
-    app: App, client: Client, faulty: FaultyDatabase, sql: Sql, statement: str
+    app: App, client: Client, faulty: FaultyDatabase, sql: Sql, events: Any, statement: str
 ) -> None:
     """The claim has taken effect, its answer is on its way."""
     bodies: list[int] = []
@@ -51,6 +51,7 @@ async def test_what_is_claimed_while_the_worker_stops_is_pending_again_when_it_h
         await starting
     assert sql("SELECT worker_id, recoveries, stalls FROM queue_entries") == [(None, 0, 0)]
     assert number not in bodies, "a step began after the worker had been asked to stop"
+    assert statement == "start" or not events.of(telemetry.Reconciled), "nothing was wrong about it"
 
 
 async def test_a_worker_that_stops_while_a_flush_is_under_way_waits_for_it(

@@ -235,7 +235,9 @@ class Claimer(Loop):
         if worker_id != self._lease.worker_id:
             return []  # the lease was lost meanwhile: they are recovered like everything else
         if self._stopping:
-            return []  # they are reconciled at the end
+            for claim in claims:
+                self.release(Release(workflow_id=claim.workflow_id, worker_id=worker_id, epoch=claim.epoch, stalls=0))
+            return []
         self._executor.launch(claims)
         return claims
 
