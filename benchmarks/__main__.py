@@ -18,10 +18,16 @@ from perdure import __version__
 
 MEASUREMENTS = (
     "drain",
+    "starting",
     "pickup",
     "latency",
     "sequence",
     "idle",
+    "crowd",
+    "beginning",
+    "payloads",
+    "scaling",
+    "ageing",
     "ordering",
     "replaying",
     "recovery",
@@ -31,21 +37,27 @@ MEASUREMENTS = (
     "children",
     "streaming",
 )
+REQUIRED = ("dbos", "absurd_sdk", "absurdctl", "pgqueuer", "asyncpg", "procrastinate")
+"""The peers that `drain` runs, and what they need."""
 RESULTS = Path(__file__).parent / "results" / "latest.json"
 
 
 def main() -> int:
     """Returns the exit code: 0, all targets reached; 1, not all; 2, it couldn't run."""
     options = _options()
-    if "drain" in options.only and importlib.util.find_spec("dbos") is None:
-        print("benchmarks: dbos isn't installed; `make bench` does that, or pip install '.[bench]'", file=sys.stderr)
+    missing = [name for name in REQUIRED if importlib.util.find_spec(name) is None]
+    if "drain" in options.only and missing:
+        print(
+            f"benchmarks: {', '.join(missing)} isn't installed; `make bench` does that, or pip install '.[bench]'",
+            file=sys.stderr,
+        )
         return 2
     if not sys.platform.startswith("linux"):
         print("benchmarks: processes are measured by /proc, which only Linux has", file=sys.stderr)
         return 2
     figures: dict[str, list[Figure]] = {}
     with server() as cluster:
-        bench = Bench(cluster=cluster, repeats=options.repeats, quick=options.quick)
+        bench = Bench(cluster=cluster, repeats=options.repeats, quick=options.quick, seconds=options.seconds)
         for name in options.only:
             measurement = importlib.import_module(f"benchmarks.{name}")
             figures[name] = measurement.measure(bench)
@@ -63,7 +75,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--only", action="append", choices=MEASUREMENTS, help="measure this; may be given again")
     parser.add_argument("--repeats", type=int, default=3, help="how often everything is measured (default: 3)")
     parser.add_argument("--quick", action="store_true", help="small counts: does it run? No figures to quote")
+    parser.add_argument("--seconds", type=float, help="how long what ages is watched, each (default: 60; quick: 9)")
     options = parser.parse_args()
+    if options.seconds is None:
+        options.seconds = 9.0 if options.quick else 60.0
     if options.repeats < 1:
         parser.error("--repeats must be 1 or more")
     options.only = options.only or list(MEASUREMENTS)

@@ -22,9 +22,30 @@ from perdure.embedded import Cluster
 DURABLE = {"fsync": "on", "synchronous_commit": "on", "full_page_writes": "on"}
 # Not PostgreSQL's default of 128 MB, which nobody runs in production; a checkpoint shouldn't fall into one repetition
 # of three. The same server serves the peer.
-SETTINGS = {**DURABLE, "shared_buffers": "1GB", "max_wal_size": "8GB", "max_connections": "300"}
+SETTINGS = {
+    **DURABLE,
+    "shared_buffers": "1GB",
+    "max_wal_size": "8GB",
+    "max_connections": "300",
+    "shared_preload_libraries": "pg_stat_statements",
+}
 
 Connection = psycopg.Connection[tuple[Any, ...]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """Sums since the server began; what sessions that still live have done in the last second may be missing.
+
+    Attributes:
+        log: Bytes of its log.
+        commits: Transactions.
+        statements: Statements, and so round trips.
+    """
+
+    log: int
+    commits: int
+    statements: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +56,13 @@ class Bench:
         cluster: The server.
         repeats: How often everything is measured.
         quick: Small counts, to see whether it runs: no figure to quote.
+        seconds: How long what ages is watched.
     """
 
     cluster: Cluster
     repeats: int
     quick: bool
+    seconds: float = 60.0
     _numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
 
     def count(self, usual: int) -> int:
@@ -61,6 +84,18 @@ class Bench:
         """A connection for looking on."""
         return psycopg.connect(url or self.cluster.url, autocommit=True, application_name="benchmarks")
 
+    def written(self) -> Written:
+        """What the server has written and done so far."""
+        with self.connect() as connection:
+            ((log, commits, statements),) = connection.execute(
+                """
+                SELECT pg_current_wal_lsn() - '0/0',
+                       (SELECT sum(xact_commit) FROM pg_stat_database),
+                       (SELECT sum(calls) FROM pg_stat_statements)
+                """
+            ).fetchall()
+        return Written(log=int(log), commits=int(commits), statements=int(statements))
+
     def server_seconds(self) -> float:
         """How much processor time all processes of the server have taken so far, those that ended included."""
         pid = self.cluster.status().pid
@@ -73,6 +108,7 @@ def server() -> Generator[Cluster]:
     """A server of its own, with durable settings: checked, not believed."""
     with embedded.temporary(SETTINGS) as cluster:
         with psycopg.connect(cluster.url) as connection:
+            connection.execute("CREATE EXTENSION pg_stat_statements")
             for name, wanted in DURABLE.items():
                 row = connection.execute(f"SHOW {name}".encode()).fetchone()
                 assert row == (wanted,), f"{name} is {row}, so nothing that is measured here would be durable"

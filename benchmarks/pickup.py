@@ -32,8 +32,8 @@ def measure(bench: Bench) -> list[Figure]:
         medians.append(statistics.median(times))
         tails.append(statistics.quantiles(times, n=100)[98])
     return [
-        Figure(name="start to first step, p50", unit="ms", values=medians, target=5, better="less"),
-        Figure(name="start to first step, p99", unit="ms", values=tails, better="less"),
+        Figure(name="start to first step, p50", unit="ms", values=medians, target=3, better="less"),
+        Figure(name="start to first step, p99", unit="ms", values=tails, target=15, better="less"),
     ]
 
 

@@ -44,6 +44,20 @@ async def one_step(text: str) -> str:
 
 
 @app.workflow
+async def echo_back(text: str) -> str:
+    return text
+
+
+@app.workflow
+async def pure_steps(count: int) -> float:
+    """How many pure steps a second, one after the other."""
+    began = time.perf_counter()
+    for n in range(count):
+        await number(n)
+    return count / (time.perf_counter() - began)
+
+
+@app.workflow
 async def timed() -> int:
     return await clock()
 

@@ -1,4 +1,4 @@
-"""The peer: DBOS, with the same workflow. `python -m benchmarks.dbos_peer start|work URL SETTING [COUNT]`.
+"""DBOS, with the same workflow.
 
 What was tuned, after reading its documentation and its queue's code (3.4.0):
 
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 from dbos import DBOS, DBOSClient, DBOSConfig
 
+from benchmarks.peers import Peer, main
 from benchmarks.program import TEXT
 
 QUEUE = "bench"
@@ -41,6 +42,18 @@ SETTINGS = {
     "tuned, sync": Setting(workflow="one_step_sync", polling=0.01, concurrency=100, pool=50),
 }
 
+PEER = Peer(
+    does="one-step workflow",
+    count=400,
+    settings=tuple(SETTINGS),
+    left="SELECT count(*) FROM dbos.workflow_status WHERE status <> 'SUCCESS'",
+    drained="""
+        SELECT (max(workflow.completed_at) - min(workflow.started_at_epoch_ms))::float8 / 1000, count(*)
+        FROM dbos.workflow_status AS workflow JOIN dbos.operation_outputs USING (workflow_uuid)
+        WHERE workflow.status = 'SUCCESS'
+        """,
+)
+
 
 @DBOS.step()
 async def echo(text: str) -> str:
@@ -62,11 +75,15 @@ def one_step_sync(text: str) -> str:
     return echo_sync(text)
 
 
+def _with_driver(url: str) -> str:
+    return url.replace("postgresql://", "postgresql+psycopg://")
+
+
 def launch(url: str, setting: Setting, *, works: bool) -> None:
     """DBOS in this process; its queue, with the setting."""
     config: DBOSConfig = {
         "name": "benchmarks",
-        "system_database_url": url,
+        "system_database_url": _with_driver(url),
         "application_version": "1",
         "executor_id": "bench",
         "log_level": "ERROR",
@@ -81,7 +98,7 @@ def launch(url: str, setting: Setting, *, works: bool) -> None:
 def start(url: str, setting: Setting, count: int) -> None:
     """Start a backlog, as a client."""
     launch(url, setting, works=False)
-    client = DBOSClient(system_database_url=url)
+    client = DBOSClient(system_database_url=_with_driver(url))
     with ThreadPoolExecutor(_STARTERS) as threads:
         for _ in range(count):
             threads.submit(
@@ -100,8 +117,4 @@ def work(url: str, setting: Setting) -> None:
 
 
 if __name__ == "__main__":
-    verb, url, name, *rest = sys.argv[1:]
-    if verb == "start":
-        start(url, SETTINGS[name], int(rest[0]))
-    else:
-        work(url, SETTINGS[name])
+    main(SETTINGS, start, work)
