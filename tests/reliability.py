@@ -3,7 +3,7 @@
 What came of it is written into docs/explanation/reliability.md.
 
 Arguments: `--seeds 1000 --rule-seeds 400 --minutes 5 --rounds 200`; exit code 1: something went wrong, and nothing is
-written.
+written. With `--folder F`, what had come to its end by then isn't run again.
 """
 
 from __future__ import annotations
@@ -43,38 +43,49 @@ def main() -> int:
     parser.add_argument("--rule-seeds", type=int, default=400)
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--folder", type=Path, help="where the parts leave what came of them, to go on from there")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        results = run(given, Path(folder))
+        kept = given.folder or Path(folder)
+        kept.mkdir(parents=True, exist_ok=True)
+        results = run(given, kept.resolve())
     PAGE.write_text(page(results))
     print(f"written: {PAGE.relative_to(TESTS.parent)}")
     return 0
 
 
 def run(given: argparse.Namespace, folder: Path) -> Results:
-    """Each part, in a process of its own."""
+    """Each part, in a process of its own; those that take long come last. What is in the folder isn't run again."""
+    failovers = folder / "failover.xml"
+    if not failovers.exists():
+        running = folder / "failover.running.xml"
+        _python("-m", "pytest", "-q", "chaos/test_failover.py", f"--junitxml={running}", "-o", "junit_family=xunit1")
+        running.rename(failovers)
+    rounds = folder / "rounds"
+    if not rounds.exists():
+        hostile = {"PERDURE_FUZZ_ROUNDS": str(given.rounds), "PERDURE_FUZZ_EXAMPLES": str(given.rounds * 10)}
+        _python("-m", "pytest", "-q", "-n", "2", "fuzz", **hostile)
+        rounds.write_text(str(given.rounds))
+    chaos = folder / "chaos" / "report.json"
+    if not chaos.exists():
+        _python("-m", "chaos", "--minutes", f"{given.minutes:g}", "--folder", str(chaos.parent))
+    rules = folder / "rules"
+    if not rules.exists():
+        rules.write_text(_python("-m", "simulation", "--seeds", f"0-{given.rule_seeds - 1}", "--rules"))
     simulation = folder / "simulation.json"
-    _python("-m", "simulation", "--seeds", f"0-{given.seeds - 1}", "--report", str(simulation))
-    rules = _python("-m", "simulation", "--seeds", f"0-{given.rule_seeds - 1}", "--rules")
-    failing = len(re.findall(r": seed \d+: ", rules))
-    _python("-m", "chaos", "--minutes", f"{given.minutes:g}", "--folder", str(folder / "chaos"))
-    xml = folder / "failover.xml"
-    _python("-m", "pytest", "-q", "chaos/test_failover.py", f"--junitxml={xml}")
-    failovers = {
-        case.get("name", ""): float(each.get("value", "nan"))
-        for case in ElementTree.parse(xml).iter("testcase")
-        for each in case.iter("property")
-    }
-    examples = str(given.rounds * 10)
-    _python(
-        "-m", "pytest", "-q", "-n", "2", "fuzz", PERDURE_FUZZ_ROUNDS=str(given.rounds), PERDURE_FUZZ_EXAMPLES=examples
-    )
+    if not simulation.exists():
+        _python("-m", "simulation", "--seeds", f"0-{given.seeds - 1}", "--report", str(simulation))
+    failing = len(re.findall(r": seed \d+: ", rules.read_text()))
     return Results(
         simulation=json.loads(simulation.read_text()),
-        rules=(failing, len(re.findall(r"NO SEED FAILS", rules)) + failing),
-        chaos=json.loads((folder / "chaos" / "report.json").read_text()),
-        failovers=failovers,
-        rounds=given.rounds,
+        rules=(failing, len(re.findall(r"NO SEED FAILS", rules.read_text())) + failing),
+        chaos=json.loads(chaos.read_text()),
+        failovers={
+            case.get("name", ""): float(each.get("value", "nan"))
+            for case in ElementTree.parse(failovers).iter("testcase")
+            for each in case.iter("property")
+        },
+        rounds=int(rounds.read_text()),
     )
 
 
