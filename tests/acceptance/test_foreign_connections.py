@@ -157,6 +157,7 @@ def test_who_waits_for_a_transaction_of_another_thread_holds_up_no_other(
 
     def second() -> list[Any]:
         with psycopg.connect(database_url, application_name="second") as connection:
+            connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED  # else who waited is told to begin anew
             return app.blocking.start_many([Start(noted(2), key="shared")], connection=connection)
 
     with psycopg.connect(database_url) as connection, ThreadPoolExecutor() as pool:
