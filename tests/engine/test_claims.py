@@ -192,6 +192,25 @@ async def test_a_run_that_the_database_gave_to_somebody_else_is_dropped(
     assert sql("SELECT worker_id, epoch FROM queue_entries") == [(other, 2)]
 
 
+async def test_a_claim_that_failed_is_tried_again_without_asking_where_something_is_pending(
+    app: App, client: Client, faulty: FaultyDatabase, events: Any
+) -> None:
+    @app.workflow
+    async def flow() -> str:
+        return "done"
+
+    async with app.worker(lease=LONG):
+        await (await client.start(Invocation("flow"))).result(timeout=SOON)
+        failed = faulty.lose_request("claim")
+        handle = await client.start(Invocation("flow"))
+        async with asyncio.timeout(10):
+            await failed.happened.wait()
+        faulty.sent.clear()
+        assert await handle.result(timeout=SOON) == "done"
+    sent = [name for name in faulty.sent if name in ("claim", "pending_queues")]
+    assert sent[0] == "claim"
+
+
 async def test_an_entry_that_nobody_here_runs_is_released(app: App, client: Client, sql: Sql, events: Any) -> None:
     @app.workflow
     async def flow() -> None: ...

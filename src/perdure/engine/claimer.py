@@ -190,7 +190,11 @@ class Claimer(Loop):
             limit = min(-(-free // len(waiting)), _MOST_AT_ONCE)
             queue = waiting.popleft()
             self._hinted.pop(queue, None)
-            claims = await self._claim(queue, limit)
+            try:
+                claims = await self._claim(queue, limit)
+            except BaseException:
+                self._hinted.update(dict.fromkeys([queue, *waiting]))  # what was said of them is still true
+                raise
             if len(claims) == limit:
                 self._hot[queue] = None
             else:
