@@ -14,7 +14,9 @@ a callback sets, shield). One is enough where tasks only wait for the ends of ot
 them was cancelled: it may wait here, or in a body, and wakes in the next turn. So our tasks tell of it (`Task`); where
 somebody else's factory makes them, every turn is waited for twice. A gather of gathers, however deep, is seen through.
 
-Whoever has just got an outcome, and has the next one in the same breath, while all others are at rest, gets it at once.
+Who is given a turn goes on within the look that found the rest (`_Turn`), not one turn of the loop later: nobody else
+has anything to do, and half of what an order costs is the loop. Whoever has just got an outcome, and has the next one
+in the same breath, while all others are at rest, gets it at once.
 
 A run with one task has nothing to order, and skips all that, unless something is to be delivered that no task waits
 for (a cancellation, the end of a limit of time): that, too, has its place in the order.
@@ -27,9 +29,10 @@ too, when something changes after that (`on_move`). Thousands of tasks may wait 
 from __future__ import annotations
 
 import asyncio
-import math
+from collections import deque
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from contextvars import Context
 from heapq import heappop, heappush
 from typing import Any
 
@@ -37,9 +40,18 @@ from perdure.engine import foreign
 
 _QUIET_TURNS = 4
 _MANY = 8
-_LAST = math.inf
-"""When what waits until nothing recorded is left arrives: behind all outcomes."""
-_Future = asyncio.Future[int]
+
+
+class _Turn(asyncio.Future[int]):
+    """The turn of one outcome: whoever waits for it goes on while it is given, not a turn of the loop later."""
+
+    def give(self, position: int) -> None:
+        waiting: list[tuple[Callable[[_Turn], object], Context]] = list(getattr(self, "_callbacks", None) or ())
+        for callback, _ in waiting:
+            self.remove_done_callback(callback)
+        self.set_result(position)
+        for callback, context in waiting:
+            context.run(callback, self)
 
 
 class Task(asyncio.Task[Any]):
@@ -61,6 +73,7 @@ class Delivery:
     __slots__ = (
         "_arrived",
         "_awake",
+        "_beginning",
         "_dormant",
         "_going_on",
         "_held",
@@ -102,9 +115,10 @@ class Delivery:
         self._loop = loop
         self._on_rest = on_rest
         self._on_move = on_move
-        self._recorded: list[tuple[int, int, _Future]] = []
-        self._arrived: list[tuple[float, int, _Future]] = []
+        self._recorded: list[tuple[int, int, _Turn]] = []
         self._order = 0
+        self._arrived: deque[tuple[float, _Turn]] = deque()  # by time
+        self._beginning: deque[_Turn] = deque()  # what waits until nothing recorded is left
         self._quiet = 0
         self._held = False
         self._scheduled = False
@@ -142,11 +156,12 @@ class Delivery:
 
     @property
     def is_simple(self) -> bool:
-        """Whether there is nothing to order.
+        """Whether there is nothing to order, and nothing that was delivered just now is still to be heard."""
+        return len(self.tasks) == 1 and not (self._scheduled or self._recorded or self._arrived or self._beginning)
 
-        Not in the moment between a delivery and the callback by which it is heard: that goes first.
-        """
-        return len(self.tasks) == 1 and not self._recorded and not self._arrived and not self._scheduled
+    @property
+    def _is_waited_for(self) -> bool:
+        return bool(self._arrived or self._recorded or self._beginning)
 
     @property
     def has_recorded(self) -> bool:
@@ -202,27 +217,32 @@ class Delivery:
             return
         await self._wait(self.recorded(position))
 
-    def arrived(self, at: float) -> _Future:
+    def arrived(self, at: float) -> asyncio.Future[int]:
         """The turn of an outcome that arrived at that time: it will hold its position."""
-        future: _Future = self._loop.create_future()
-        self._order += 1
-        heappush(self._arrived, (at, self._order, future))
+        turn = _Turn(loop=self._loop)
+        place = len(self._arrived)
+        while place and self._arrived[place - 1][0] > at:
+            place -= 1
+        self._arrived.insert(place, (at, turn))
         self.look()
-        return future
+        return turn
 
-    def recorded(self, position: int) -> _Future:
+    def recorded(self, position: int) -> asyncio.Future[int]:
         """The turn of a recorded outcome."""
-        future: _Future = self._loop.create_future()
+        turn = _Turn(loop=self._loop)
         self._order += 1
-        heappush(self._recorded, (position, self._order, future))
+        heappush(self._recorded, (position, self._order, turn))
         self.look()
-        return future
+        return turn
 
     async def live(self) -> None:
         """Wait until nothing recorded can be delivered any more: then a body may start."""
         if self.is_simple:
             return
-        await self._wait(self.arrived(_LAST))
+        turn = _Turn(loop=self._loop)
+        self._beginning.append(turn)
+        self.look()
+        await self._wait(turn)
 
     @contextmanager
     def held_turn(self) -> Generator[None]:
@@ -234,10 +254,10 @@ class Delivery:
             self._held = False
             self.look()
 
-    async def _wait(self, future: _Future) -> int:
+    async def _wait(self, turn: asyncio.Future[int]) -> int:
         task = self.leave()
         try:
-            position = await future
+            position = await turn
         except BaseException:
             self.enter(task)
             self.look()
@@ -273,7 +293,7 @@ class Delivery:
         if self._resting:
             self._resting = False
             self._on_move()
-        if not self._scheduled and (self._recorded or self._arrived or self._dormant):
+        if not self._scheduled and (self._is_waited_for or self._dormant):
             self._scheduled = True
             self._loop.call_soon(self._look)
 
@@ -290,7 +310,7 @@ class Delivery:
     def _look(self) -> None:
         self._scheduled = False
         self._going_on = None
-        is_waited_for = bool(self._recorded or self._arrived)
+        is_waited_for = self._is_waited_for
         if self._held or not (is_waited_for or self._dormant):
             return
         turns = self._turns_to_rest()
@@ -300,16 +320,14 @@ class Delivery:
                 self._resting = True
                 self._on_rest()
                 return
-            self._deliver()
             self._scheduled = True
-            self._loop.call_soon(self._look_again)
+            try:
+                self._deliver()
+            finally:
+                self._going_on = None
+                self._loop.call_soon(self._look)  # when the end of whoever got it, if it was that, has been heard
             return
         self._scheduled = True
-        self._loop.call_soon(self._look)
-
-    def _look_again(self) -> None:
-        """Whoever got an outcome has run now: look when its end, if it was that, has been heard."""
-        self._going_on = None
         self._loop.call_soon(self._look)
 
     def _turns_to_rest(self, running: asyncio.Task[Any] | None = None) -> int:
@@ -340,20 +358,25 @@ class Delivery:
         return turns
 
     def _deliver(self) -> None:
-        """Give one turn; who no longer waits (its task was cancelled) is passed over."""
+        """Give one turn, and let who gets it run; who no longer waits (its task was cancelled) is passed over."""
         self._quiet = 0
         self._unsure = False
         if self._peak > _MANY * (len(self._awake) + 1):  # a set that was large takes as long to walk as it did then
             self._awake, self._peak = set(self._awake), len(self._awake)
         while self._recorded:
-            position, _, future = heappop(self._recorded)
-            if not future.done():
-                future.set_result(position)
+            position, _, turn = heappop(self._recorded)
+            if not turn.done():
+                turn.give(position)
                 return
         while self._arrived:
-            at, _, future = heappop(self._arrived)
-            if not future.done():
-                future.set_result(0 if at == _LAST else self.next())
+            _, turn = self._arrived.popleft()
+            if not turn.done():
+                turn.give(self.next())
+                return
+        while self._beginning:
+            turn = self._beginning.popleft()
+            if not turn.done():
+                turn.give(0)
                 return
 
 
