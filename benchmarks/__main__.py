@@ -6,6 +6,7 @@ import argparse
 import importlib
 import importlib.util
 import json
+import os
 import platform
 import sys
 from datetime import UTC, datetime
@@ -13,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.bench import Bench, server
-from benchmarks.figures import Figure, table
+from benchmarks.figures import Curve, Figure, table
+from benchmarks.plots import draw
 from perdure import __version__
 
 MEASUREMENTS = (
@@ -27,6 +29,7 @@ MEASUREMENTS = (
     "beginning",
     "payloads",
     "scaling",
+    "distance",
     "ageing",
     "ordering",
     "replaying",
@@ -37,16 +40,17 @@ MEASUREMENTS = (
     "children",
     "streaming",
 )
-REQUIRED = ("dbos", "absurd_sdk", "absurdctl", "pgqueuer", "asyncpg", "procrastinate")
-"""The peers that `drain` runs, and what they need."""
-RESULTS = Path(__file__).parent / "results" / "latest.json"
+REQUIRED = ("matplotlib", "dbos", "absurd_sdk", "absurdctl", "pgqueuer", "asyncpg", "procrastinate")
+"""What draws, and the peers that `drain` runs, with what they need."""
+RESULTS = Path(__file__).parent / "results"
+LATEST = RESULTS / "latest.json"
 
 
 def main() -> int:
     """Returns the exit code: 0, all targets reached; 1, not all; 2, it couldn't run."""
     options = _options()
     missing = [name for name in REQUIRED if importlib.util.find_spec(name) is None]
-    if "drain" in options.only and missing:
+    if missing:
         print(
             f"benchmarks: {', '.join(missing)} isn't installed; `make bench` does that, or pip install '.[bench]'",
             file=sys.stderr,
@@ -56,16 +60,19 @@ def main() -> int:
         print("benchmarks: processes are measured by /proc, which only Linux has", file=sys.stderr)
         return 2
     figures: dict[str, list[Figure]] = {}
+    curves: dict[str, list[Curve]] = {}
     with server() as cluster:
         bench = Bench(cluster=cluster, repeats=options.repeats, quick=options.quick, seconds=options.seconds)
         for name in options.only:
             measurement = importlib.import_module(f"benchmarks.{name}")
-            figures[name] = measurement.measure(bench)
+            found: list[Figure | Curve] = measurement.measure(bench)
+            figures[name] = [each for each in found if isinstance(each, Figure)]
+            curves[name] = [each for each in found if isinstance(each, Curve)]
             print(f"\n{table(f'{name}: {_first_line(measurement)}', figures[name])}", flush=True)
         version = cluster.status().version
-    _keep(figures, options, version)
+    _keep(figures, curves, options, version)
     failed = [figure for all in figures.values() for figure in all if figure.passed is False]
-    print(f"\n{'FAIL' if failed else 'PASS'}: {len(failed)} targets missed; {RESULTS}")
+    print(f"\n{'FAIL' if failed else 'PASS'}: {len(failed)} targets missed; {LATEST}")
     return 1 if failed else 0
 
 
@@ -89,8 +96,11 @@ def _first_line(measurement: Any) -> str:
     return str(measurement.__doc__).partition("\n")[0]
 
 
-def _keep(figures: dict[str, list[Figure]], options: argparse.Namespace, version: str | None) -> None:
-    RESULTS.parent.mkdir(exist_ok=True)
+def _keep(
+    figures: dict[str, list[Figure]], curves: dict[str, list[Curve]], options: argparse.Namespace, version: str | None
+) -> None:
+    """As JSON, and drawn."""
+    RESULTS.mkdir(exist_ok=True)
     kept = {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "perdure": __version__,
@@ -98,9 +108,14 @@ def _keep(figures: dict[str, list[Figure]], options: argparse.Namespace, version
         "postgresql": version,
         "quick": options.quick,
         "repeats": options.repeats,
+        "processors": os.cpu_count(),
         "figures": {name: [figure.as_dict() for figure in all] for name, all in figures.items()},
+        "curves": {name: [curve.as_dict() for curve in all] for name, all in curves.items() if all},
     }
-    RESULTS.write_text(json.dumps(kept, indent=2) + "\n")
+    LATEST.write_text(json.dumps(kept, indent=2) + "\n")
+    for name, all in curves.items():
+        if all:
+            draw(name, all, RESULTS / f"{name}.svg")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ The rate counts in the last third of the time, when what grows has grown; `--sec
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 from subprocess import Popen
 
 from benchmarks.bench import Bench, Connection
-from benchmarks.figures import Figure
+from benchmarks.figures import Curve, Figure
 from benchmarks.processes import role
 from benchmarks.program import SCHEMA
 from perdure.config import DATABASE_URL
@@ -42,20 +43,22 @@ class Aged:
         rate: Workflows a second, in the last third.
         dead: Dead rows of the queue, at the end.
         pages: Pages that a claim touched, on average.
+        seen: How many had ended by when, throughout.
     """
 
     rate: float
     dead: int
     pages: float
+    seen: list[tuple[int, float]]
 
 
-def measure(bench: Bench) -> list[Figure]:
+def measure(bench: Bench) -> list[Figure | Curve]:
     """All of them in turn, and over again."""
     seen: dict[str, list[Aged]] = {name: [] for name in CONDITIONS}
     for _ in range(bench.repeats):
         for name, condition in CONDITIONS.items():
             seen[name].append(_aged(bench, condition))
-    figures: list[Figure] = []
+    figures: list[Figure | Curve] = []
     for name, all in seen.items():
         figures.append(Figure(name=name, unit="workflows/s", values=[one.rate for one in all]))
         if name != "fresh":
@@ -65,7 +68,19 @@ def measure(bench: Bench) -> list[Figure]:
         figures.append(
             Figure(name=f"{name}: the queue", unit="dead rows", values=[one.dead for one in all], better="less")
         )
+        figures.append(_over_time(name, all[-1].seen))
     return figures
+
+
+def _over_time(name: str, seen: list[tuple[int, float]]) -> Curve:
+    """Throughput in each twentieth of the time."""
+    began = seen[0][1]
+    chosen = [seen[place * (len(seen) - 1) // 20] for place in range(21)]
+    pairs = list(itertools.pairwise(chosen))
+    rates = [(after[0] - before[0]) / max(0.001, after[1] - before[1]) for before, after in pairs]
+    return Curve(
+        name=name, x=[after[1] - began for _, after in pairs], y=rates, across="seconds", up="workflows ended a second"
+    )
 
 
 def _aged(bench: Bench, condition: Callable[[Bench, Connection, str], contextlib.AbstractContextManager[None]]) -> Aged:
@@ -76,17 +91,20 @@ def _aged(bench: Bench, condition: Callable[[Bench, Connection, str], contextlib
         with condition(bench, connection, schema), role("worker", _CONCURRENCY, env=env):
             connection.execute("SELECT pg_stat_statements_reset()")
             with role("feeder", _BATCHES, env=env) as feeder:
-                rate = _rate_of_the_last_third(feeder, bench.seconds)
+                seen = _seen(feeder, bench.seconds)
             pages = _pages_of_a_claim(connection, schema)
             ((dead,),) = connection.execute(
                 "SELECT n_dead_tup FROM pg_stat_user_tables WHERE schemaname = %s AND relname = 'queue_entries'",
                 [schema],
             ).fetchall()
         connection.execute(f"DROP SCHEMA {schema} CASCADE".encode())
-    return Aged(rate=rate, dead=int(dead), pages=pages)
+    last = [each for each in seen if each[1] > seen[-1][1] - bench.seconds / 3]
+    rate = (last[-1][0] - last[0][0]) / (last[-1][1] - last[0][1])
+    return Aged(rate=rate, dead=int(dead), pages=pages, seen=seen)
 
 
-def _rate_of_the_last_third(feeder: Popen[str], seconds: float) -> float:
+def _seen(feeder: Popen[str], seconds: float) -> list[tuple[int, float]]:
+    """How many had ended by when, as the feeder says."""
     assert feeder.stdout is not None
     seen: list[tuple[int, float]] = []
     until = time.monotonic() + seconds
@@ -94,8 +112,7 @@ def _rate_of_the_last_third(feeder: Popen[str], seconds: float) -> float:
         ended, at = feeder.stdout.readline().split()
         seen.append((int(ended), float(at)))
     threading.Thread(target=feeder.stdout.read, daemon=True).start()  # it says what it still says to nobody
-    last = [each for each in seen if each[1] > until - seconds / 3]
-    return (last[-1][0] - last[0][0]) / (last[-1][1] - last[0][1])
+    return seen
 
 
 def _pages_of_a_claim(connection: Connection, schema: str) -> float:

@@ -109,11 +109,12 @@ def _ratio(drained: Mapping[str, list[Drained]], ours: str, theirs: str, target:
     return Figure(name=f"{ours} / {theirs}", unit="times", values=values, target=target)
 
 
-def drain(bench: Bench, workers: Sequence[tuple[Any, ...]]) -> Drained:
-    """By the workers, or by the floor: the tables are the same."""
+def drain(bench: Bench, workers: Sequence[tuple[Any, ...]], *, url: str | None = None) -> Drained:
+    """By the workers, who reach the server by that URL, or by the floor: the tables are the same."""
     count, schema = bench.count(COUNT), bench.fresh_schema()
     env = {DATABASE_URL: bench.cluster.url, SCHEMA: schema}
     run("starter", count, env=env)
+    env[DATABASE_URL] = url or bench.cluster.url
     with bench.connect() as connection:
         # All workers are there before the first one begins.
         connection.execute(

@@ -1,4 +1,4 @@
-"""Figures: what was measured, over and over, and what it should be."""
+"""Figures: what was measured, over and over, and what it should be; and curves, which are drawn."""
 
 from __future__ import annotations
 
@@ -51,17 +51,46 @@ class Figure:
         return {**asdict(self), "median": self.median, "passed": self.passed, "ratio": self.ratio}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curve:
+    """One line of a plot, out of one repetition or the medians of all.
+
+    Attributes:
+        name: What it is.
+        x, y: Its points.
+        across, up: What they are, with their units.
+    """
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    across: str
+    up: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON, in which more digits than these say nothing."""
+        return {**asdict(self), "x": [float(f"{x:.5g}") for x in self.x], "y": [float(f"{y:.5g}") for y in self.y]}
+
+
+def distribution(name: str, milliseconds: Sequence[float]) -> Curve:
+    """How many percent of the times were shorter than this."""
+    percent = [*range(1, 100), 99.5]
+    times = sorted(milliseconds)
+    x = [times[min(len(times) - 1, int(len(times) * share / 100))] for share in percent]
+    return Curve(name=name, x=x, y=percent, across="ms", up="% of them within")
+
+
 def table(title: str, figures: Sequence[Figure]) -> str:
     """The figures, for people."""
     rows = [("", "median", "least", "most", "unit", "target", "")]
     for figure in figures:
         target = verdict = ""
         if figure.target is not None:
-            target = f"{'>=' if figure.better == 'more' else '<='} {_short(figure.target)}"
+            target = f"{'>=' if figure.better == 'more' else '<='} {short(figure.target)}"
             ratio = "" if figure.ratio is None else f" ({figure.ratio:.2f} x)"
             verdict = f"{'PASS' if figure.passed else 'FAIL'}{ratio}"
-        least, most = _short(min(figure.values)), _short(max(figure.values))
-        rows.append((figure.name, _short(figure.median), least, most, figure.unit, target, verdict))
+        least, most = short(min(figure.values)), short(max(figure.values))
+        rows.append((figure.name, short(figure.median), least, most, figure.unit, target, verdict))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [title]
     for row in rows:
@@ -74,7 +103,8 @@ def table(title: str, figures: Sequence[Figure]) -> str:
     return "\n".join(lines)
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
+    """Three digits, or all before the point."""
     if abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"

@@ -10,7 +10,7 @@ from uuid import uuid4
 import psycopg
 
 from benchmarks.bench import Bench
-from benchmarks.figures import Figure
+from benchmarks.figures import Curve, Figure, distribution
 from benchmarks.program import TEXT, one_step
 from perdure import App
 
@@ -20,14 +20,18 @@ EACH = 60
 _WARM_UP = 20
 
 
-def measure(bench: Bench) -> list[Figure]:
+def measure(bench: Bench) -> list[Figure | Curve]:
     """In turn: an insert, a run, an insert, ..."""
     inserts: list[float] = []
     runs: list[float] = []
     tails: list[float] = []
     rates: list[float] = []
+    all_inserts: list[float] = []
+    all_runs: list[float] = []
     for _ in range(bench.repeats):
         insert, run = asyncio.run(_times(bench, bench.fresh_schema()))
+        all_inserts += insert
+        all_runs += run
         inserts.append(statistics.median(insert))
         runs.append(statistics.median(run))
         tails.append(statistics.quantiles(run, n=100)[98])
@@ -39,6 +43,8 @@ def measure(bench: Bench) -> list[Figure]:
         Figure(name="app.run, p99", unit="ms", values=tails, better="less"),
         Figure(name="app.run / insert", unit="times", values=ratios, target=6, better="less"),
         Figure(name=f"app.run, {CALLERS} callers", unit="workflows/s", values=rates, target=10_000),
+        distribution("one durable insert", all_inserts),
+        distribution("app.run of one step", all_runs),
     ]
 
 

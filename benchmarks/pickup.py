@@ -11,7 +11,7 @@ import statistics
 import time
 
 from benchmarks.bench import Bench
-from benchmarks.figures import Figure
+from benchmarks.figures import Curve, Figure, distribution
 from benchmarks.processes import role
 from benchmarks.program import SCHEMA, timed
 from perdure import Client
@@ -21,19 +21,22 @@ COUNT = 200
 _PAUSE_SECONDS = (0.02, 0.06)  # the worker is idle again, and not always at the same point of its poll
 
 
-def measure(bench: Bench) -> list[Figure]:
+def measure(bench: Bench) -> list[Figure | Curve]:
     """Start, wait for the result, pause."""
     medians: list[float] = []
     tails: list[float] = []
+    all: list[float] = []
     for _ in range(bench.repeats):
         schema = bench.fresh_schema()
         with role("worker", 100, env={DATABASE_URL: bench.cluster.url, SCHEMA: schema}):
             times = asyncio.run(_times(bench, schema))
         medians.append(statistics.median(times))
         tails.append(statistics.quantiles(times, n=100)[98])
+        all += times
     return [
         Figure(name="start to first step, p50", unit="ms", values=medians, target=3, better="less"),
         Figure(name="start to first step, p99", unit="ms", values=tails, target=15, better="less"),
+        distribution("start to first step", all),
     ]
 
 

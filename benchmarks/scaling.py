@@ -8,11 +8,12 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import ExitStack
+from statistics import median
 from uuid import UUID
 
 from benchmarks.bench import Bench
 from benchmarks.drain import drain
-from benchmarks.figures import Figure
+from benchmarks.figures import Curve, Figure
 from benchmarks.processes import role
 from benchmarks.program import SCHEMA, stand_still
 from perdure import Client
@@ -27,13 +28,13 @@ _SETTLED_SECONDS = 35
 _SECONDS = 20
 
 
-def measure(bench: Bench) -> list[Figure]:
+def measure(bench: Bench) -> list[Figure | Curve]:
     """Backlogs with more and more workers, over and over; then those that do nothing."""
     rates: dict[int, list[float]] = {count: [] for count in WORKERS}
     for _ in range(bench.repeats):
         for count, found in rates.items():
             found.append(drain(bench, [("worker", CONCURRENCY)] * count).rate)
-    best = max(sorted(found)[len(found) // 2] for found in rates.values())
+    best = max(median(found) for found in rates.values())
     many = WORKERS[-1]
     idle = bench.count(IDLE)
     return [
@@ -44,6 +45,8 @@ def measure(bench: Bench) -> list[Figure]:
                better="less"),
         Figure(name=f"{bench.count(WAITING):,} who wait for results, server", unit="% of a core",
                values=[asyncio.run(_waiting(bench, bench.count(WAITING)))], target=5, better="less"),
+        Curve(name="perdure", x=WORKERS, y=[median(found) for found in rates.values()],
+              across="worker processes on one server", up="workflows/s"),
     ]  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import statistics
 import time
 
 from benchmarks.bench import Bench
-from benchmarks.figures import Figure
+from benchmarks.figures import Curve, Figure
 from benchmarks.processes import role
 from benchmarks.program import SCHEMA, TEXT, many_steps, pure_steps
 from perdure import Client
@@ -21,15 +21,18 @@ STEPS = 1000
 PURE_STEPS = 5_000
 TOGETHER = 40
 _INSERTS = 200
+_SPAN = 49
+_ENDS = range(_SPAN, STEPS, _SPAN + 1)
 
 
-def measure(bench: Bench) -> list[Figure]:
+def measure(bench: Bench) -> list[Figure | Curve]:
     """The steps return the clock, so the workflow's result says when each began."""
     rates: list[float] = []
     slopes: list[float] = []
     inserts: list[float] = []
     pure: list[float] = []
     together: list[float] = []
+    costs: list[list[float]] = []
     for _ in range(bench.repeats):
         schema = bench.fresh_schema()
         with role("worker", 100, env={DATABASE_URL: bench.cluster.url, SCHEMA: schema}):
@@ -40,6 +43,7 @@ def measure(bench: Bench) -> list[Figure]:
             pure.append(asyncio.run(_pure(bench, schema)))
             together.append(asyncio.run(_together(bench, schema)))
         rates.append((STEPS - 1) / (stamps[-1] - stamps[0]) * 1e9)
+        costs.append([(stamps[end] - stamps[end - _SPAN]) / _SPAN / 1e6 for end in _ENDS])
         slopes.append((stamps[-1] - stamps[-101]) / (stamps[100] - stamps[0]))
         with bench.connect() as connection:
             ((recorded,),) = connection.execute(f"SELECT count(*) FROM {schema}.workflow_steps").fetchall()
@@ -53,6 +57,13 @@ def measure(bench: Bench) -> list[Figure]:
         Figure(name="last hundred / first hundred", unit="times", values=slopes, target=1.2, better="less"),
         Figure(name="sequential pure steps", unit="steps/s", values=pure, target=10_000),
         Figure(name=f"steps of {TOGETHER} workflows at once", unit="steps/s", values=together, target=18_000),
+        Curve(
+            name="one step",
+            x=_ENDS,
+            y=[statistics.median(cost) for cost in zip(*costs, strict=True)],
+            across="steps before it",
+            up="ms",
+        ),
     ]
 
 
