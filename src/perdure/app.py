@@ -6,7 +6,7 @@ import functools
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
-from typing import Any, Concatenate, ParamSpec, Protocol, overload
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, overload
 
 from typing_extensions import TypeVar
 
@@ -16,13 +16,15 @@ from perdure.authoring.workflows import Workflow, WorkflowDecorator
 from perdure.blocking import BlockingApp
 from perdure.client import Client
 from perdure.codec import Codec, Shape, shape
-from perdure.engine.maintenance import KEEP
+from perdure.config import KEEP
 from perdure.failures import Catalogue
 from perdure.model.keys import check_name
 from perdure.model.retry import Retry
 from perdure.model.unset import UNSET, Unset
 from perdure.registry import Registry
-from perdure.worker import Program, Worker, WorkerOptions
+
+if TYPE_CHECKING:
+    from perdure.worker import Program, Worker, WorkerOptions
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -248,6 +250,8 @@ class App(Client):
             grace: How long steps may go on when it stops.
             only_version: Leave workflows that began under another version of the code to workers of that version.
         """
+        from perdure.worker import WorkerOptions
+
         options = WorkerOptions(
             queues=None if queues is None else tuple(queues),
             concurrency=concurrency,
@@ -259,6 +263,8 @@ class App(Client):
 
     @asynccontextmanager
     async def _worker(self, options: WorkerOptions) -> AsyncGenerator[Worker]:
+        from perdure.worker import Worker
+
         worker = Worker(self.session(), self.program, options)
         await worker.start()
         try:
@@ -269,6 +275,8 @@ class App(Client):
     @property
     def program(self) -> Program:
         """Its code, as a worker runs it."""
+        from perdure.worker import Program
+
         return Program(
             app=self.name,
             version=self.version,

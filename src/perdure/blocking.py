@@ -29,7 +29,6 @@ from perdure.handle import Handle
 from perdure.model.records import StepInfo, WorkflowInfo
 from perdure.model.statuses import Status
 from perdure.starts import Json, Start, taken
-from perdure.store import foreign
 from perdure.store.programs import NewWorkflow, OnConflict
 from perdure.store.statements import statements
 from perdure.streams import StreamEntry
@@ -197,6 +196,8 @@ class BlockingApp:
         """Start them on a caller's connection, in the caller's thread: it may wait for somebody's transaction there."""
         PORTAL.run(self._prepare(), verb)
         program = self._client._program(news)
+        from perdure.store import foreign
+
         outcomes = foreign.run_blocking(connection, program, statements(self._client.settings.schema))
         PORTAL.run(self._client._report_differences(news, outcomes), verb)
         return [

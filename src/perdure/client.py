@@ -1,4 +1,8 @@
-"""The client: starts workflows and looks at them, without knowing their code."""
+"""The client: starts workflows and looks at them, without knowing their code.
+
+What talks to the database is imported when something is to be said to it: a program that only declares workflows, or
+asks for help, doesn't wait for that.
+"""
 
 from __future__ import annotations
 
@@ -9,31 +13,32 @@ import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any, Self, overload
+from typing import TYPE_CHECKING, Any, Self, overload
 from uuid import UUID
 
 from typing_extensions import TypeForm, TypeVar
 
-from perdure import forking, management, telemetry, transfer
+from perdure import forking, management, telemetry
 from perdure.annotations import ANY
 from perdure.authoring.context import CURRENT, Context
 from perdure.authoring.workflows import Invocation, Workflow
 from perdure.codec import Codec, Shape, shape
 from perdure.config import Settings
-from perdure.engine.maintenance import FIRST, prune_chunk
 from perdure.errors import WorkflowNotFound, WrongPlace, WrongState
 from perdure.failures import Catalogue
 from perdure.handle import Handle
 from perdure.model.ids import new_id
 from perdure.model.records import WorkflowInfo, info
 from perdure.model.statuses import Status
-from perdure.session import Session
 from perdure.starts import Json, Start, attributes_text, aware, prepare, taken
-from perdure.store import foreign, programs
+from perdure.store import programs
 from perdure.store.arrays import Texts, Uuids
-from perdure.store.database import backoff
+from perdure.store.pauses import backoff
 from perdure.store.programs import NewWorkflow, OnConflict, Program, Started
 from perdure.store.statements import SHARD, statements
+
+if TYPE_CHECKING:
+    from perdure.session import Session
 
 R = TypeVar("R")
 T = TypeVar("T", default=Any)
@@ -143,6 +148,8 @@ class Client:
         if connection is not None:
             await self.session().database.prepare()
             program = self._program([new])
+            from perdure.store import foreign
+
             (started,) = await foreign.run_async(connection, program, statements(self.settings.schema))
             await self._report_differences([new], [started])
             return self._started(invocation, new, started)
@@ -179,6 +186,8 @@ class Client:
         if connection is not None:
             await self.session().database.prepare()
             program = self._program(news)
+            from perdure.store import foreign
+
             outcomes = await foreign.run_async(connection, program, statements(self.settings.schema))
         else:
             outcomes = await self.session().starter.start(news)
@@ -513,6 +522,8 @@ class Client:
         """
         if keep is not None and keep < timedelta(0):
             raise ValueError(f"keep={keep} is in the past; use 0 or more")
+        from perdure.engine.maintenance import FIRST, prune_chunk
+
         database, deleted = self.session().database, 0
         after: UUID | None = FIRST
         while after is not None:
@@ -528,6 +539,8 @@ class Client:
         Raises:
             WorkflowNotFound: There is no such workflow.
         """
+        from perdure import transfer
+
         return await transfer.exported(self.session().database, id)
 
     async def import_(self, exported: Json, /) -> Handle[Any]:
@@ -537,6 +550,8 @@ class Client:
             SerializationError: It isn't what `export` gives.
             KeyConflict: The workflow is there already, or its key is taken.
         """
+        from perdure import transfer
+
         return self.handle(await transfer.imported(self.session().database, exported))
 
     async def _apply(
@@ -578,6 +593,8 @@ class Client:
             self._sessions, self._pid = weakref.WeakKeyDictionary(), os.getpid()
         session = self._sessions.get(loop)
         if session is None:
+            from perdure.session import Session
+
             session = self._sessions[loop] = Session(self.settings)
         return session
 

@@ -9,6 +9,8 @@ from datetime import timedelta
 from perdure.errors import ConfigurationError
 
 DATABASE_URL = "PERDURE_DATABASE_URL"
+KEEP = timedelta(days=30)
+"""How long a workflow is kept after its end, where nobody says otherwise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

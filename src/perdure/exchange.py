@@ -9,15 +9,18 @@ twice, it gets one.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 from uuid import UUID, uuid5
 
 from perdure import management
 from perdure.errors import PerdureError, WorkflowNotFound, WrongState
 from perdure.model.keys import answer_name, event_topic
-from perdure.session import Session
 from perdure.store.arrays import Uuids
 from perdure.store.programs import NewWorkflow, Started
 from perdure.store.statements import SHARD
+
+if TYPE_CHECKING:
+    from perdure.session import Session
 
 _FINAL = ("success", "error", "cancelled")
 

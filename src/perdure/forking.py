@@ -12,16 +12,18 @@ fork starts its own.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 from perdure import management
 from perdure.errors import UnknownStep, WorkflowNotFound
 from perdure.management import Verb
 from perdure.model.ids import new_id
-from perdure.session import Session
 from perdure.store.arrays import Texts, Uuids
 from perdure.store.statements import SHARD
+
+if TYPE_CHECKING:
+    from perdure.session import Session
 
 BEGINNING = "$input"
 """As `after=`: nothing but the input stays."""

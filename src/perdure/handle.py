@@ -7,7 +7,7 @@ import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import nullcontext
 from datetime import timedelta
-from typing import Any, Generic, Protocol, cast
+from typing import TYPE_CHECKING, Any, Generic, Protocol, cast
 from uuid import UUID, uuid5
 
 from typing_extensions import TypeForm, TypeVar
@@ -31,11 +31,13 @@ from perdure.model.ids import new_id
 from perdure.model.keys import answer_name, check_name
 from perdure.model.records import Result, StepInfo, WorkflowInfo, info
 from perdure.model.statuses import Status
-from perdure.session import Session
 from perdure.store.arrays import Uuids
-from perdure.store.database import backoff
+from perdure.store.pauses import backoff
 from perdure.store.statements import SHARD
 from perdure.streams import StreamEntry
+
+if TYPE_CHECKING:
+    from perdure.session import Session
 
 R_co = TypeVar("R_co", covariant=True, default=Any)
 T = TypeVar("T", default=Any)

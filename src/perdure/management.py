@@ -13,16 +13,18 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 from perdure import failures
 from perdure.errors import DatabaseUnavailable, PerdureError, WorkflowCancelled, WorkflowNotFound, WrongState
 from perdure.model.keys import CANCEL
-from perdure.session import Session
 from perdure.store.arrays import BigInts, Texts, Uuids
-from perdure.store.database import backoff
+from perdure.store.pauses import backoff
 from perdure.store.statements import SHARD
+
+if TYPE_CHECKING:
+    from perdure.session import Session
 
 BATCH = 200
 WITH_PARENT = "its parent was cancelled"

@@ -27,7 +27,8 @@ from perdure.errors import ConfigurationError, DatabaseUnavailable, KeyConflict,
 from perdure.model.records import Claim
 from perdure.store import programs
 from perdure.store.arrays import Uuids
-from perdure.store.database import Database, Interrupted, backoff
+from perdure.store.database import Database, Interrupted
+from perdure.store.pauses import backoff
 from perdure.store.programs import NewWorkflow, Started
 from perdure.store.statements import SHARD
 

@@ -10,15 +10,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
-from typing import Any, Generic
+from typing import TYPE_CHECKING, Any, Generic
 from uuid import UUID
 
 from typing_extensions import TypeVar
 
 from perdure.errors import SerializationError, WorkflowNotFound
-from perdure.session import Session
 from perdure.store.arrays import Uuids
 from perdure.store.statements import SHARD
+
+if TYPE_CHECKING:
+    from perdure.session import Session
 
 T = TypeVar("T", default=Any)
 

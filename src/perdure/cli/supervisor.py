@@ -28,7 +28,7 @@ from types import FrameType
 
 from perdure.cli.endings import FAILED, MISCONFIGURED
 from perdure.cli.signals import ENDING, end_at_once
-from perdure.store.database import backoff
+from perdure.store.pauses import backoff
 
 _REPORT_SECONDS = 0.25
 _BELIEVED_SECONDS = 5.0

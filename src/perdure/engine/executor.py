@@ -24,7 +24,7 @@ from perdure.engine.writer import Writer
 from perdure.errors import ConfigurationError, DatabaseUnavailable, RecoveryLimitExceeded
 from perdure.failures import Catalogue
 from perdure.model.records import Claim
-from perdure.store.database import backoff
+from perdure.store.pauses import backoff
 
 _MOST_RESTING = 10
 _PASSING = (DatabaseUnavailable, ConfigurationError, psycopg.Error)

@@ -40,7 +40,8 @@ from perdure.engine.watchdog import Watchdog
 from perdure.errors import ConfigurationError, PerdureError
 from perdure.model.ids import new_id
 from perdure.store.arrays import BigInts, Floats, Ints, Texts, Uuids
-from perdure.store.database import Connect, Database, Interrupted, backoff
+from perdure.store.database import Connect, Database, Interrupted
+from perdure.store.pauses import backoff
 from perdure.store.statements import SHARD
 
 _BEATS_A_LEASE = 4

@@ -12,7 +12,8 @@ import psycopg
 
 from perdure import telemetry
 from perdure.errors import ConfigurationError, DatabaseUnavailable
-from perdure.store.database import Interrupted, backoff
+from perdure.store.database import Interrupted
+from perdure.store.pauses import backoff
 
 _PATIENT_SECONDS = 1.0
 

@@ -16,14 +16,12 @@ from datetime import timedelta
 from uuid import UUID
 
 from perdure import telemetry
+from perdure.config import KEEP
 from perdure.engine.loop import Loop, Turns
 from perdure.errors import DatabaseUnavailable
 from perdure.store.arrays import Floats, Texts, Uuids
 from perdure.store.database import Database
 from perdure.store.statements import SHARD
-
-KEEP = timedelta(days=30)
-"""How long a workflow is kept after its end, where nobody says otherwise."""
 
 CHUNK = 500
 FIRST = UUID(int=0)

@@ -34,7 +34,8 @@ from psycopg.rows import namedtuple_row
 from perdure.authoring.steps import Transaction
 from perdure.engine.calls import Call
 from perdure.errors import ConfigurationError, RunEnded
-from perdure.store.database import Database, Interrupted, backoff
+from perdure.store.database import Database, Interrupted
+from perdure.store.pauses import backoff
 from perdure.store.statements import SHARD
 
 _CONFLICT = ("40001", "40P01")

@@ -66,7 +66,8 @@ from perdure.errors import ConfigurationError
 from perdure.model.keys import RESULT
 from perdure.model.records import Checkpoint, Suspension
 from perdure.store.arrays import Array, BigInts, Floats, Ints, Texts, Times, Uuids, columns
-from perdure.store.database import Database, Interrupted, backoff
+from perdure.store.database import Database, Interrupted
+from perdure.store.pauses import backoff
 from perdure.store.programs import NewWorkflow
 from perdure.store.statements import SHARD
 

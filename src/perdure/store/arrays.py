@@ -13,11 +13,11 @@ import struct
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import psycopg
-from psycopg.adapt import AdaptersMap, Dumper
-from psycopg.pq import Format
+if TYPE_CHECKING:
+    from psycopg import DataError
+    from psycopg.adapt import AdaptersMap, Dumper
 
 _NULL = b"\xff\xff\xff\xff"
 _EMPTY = struct.Struct("!iii")
@@ -65,7 +65,7 @@ def _utf8(value: str) -> bytes:
     try:
         return value.encode()
     except UnicodeEncodeError as error:  # refused as the server would refuse it, so that it is found among many
-        raise psycopg.DataError(f"a lone surrogate can't be stored: {error}") from error
+        raise _refusal(f"a lone surrogate can't be stored: {error}") from error
 
 
 class _Fixed(Array):
@@ -79,7 +79,7 @@ class _Fixed(Array):
         try:
             return [_NULL if value is None else pack(size, value) for value in self]
         except struct.error as error:  # refused as the server would refuse it, so that it is found among many
-            raise psycopg.DataError(f"a number is too large for its column: {error}") from error
+            raise _refusal(f"a number is too large for its column: {error}") from error
 
 
 class Ints(_Fixed):
@@ -117,7 +117,16 @@ def register(adapters: AdaptersMap) -> None:
         adapters.register_dumper(kind, _dumper(kind))
 
 
+def _refusal(reason: str) -> DataError:
+    from psycopg import DataError
+
+    return DataError(reason)
+
+
 def _dumper(kind: type[Array]) -> type[Dumper]:
+    from psycopg.adapt import Dumper
+    from psycopg.pq import Format
+
     class ArrayDumper(Dumper):
         format = Format.BINARY
         oid = kind.array_oid

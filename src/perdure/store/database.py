@@ -19,9 +19,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 import socket
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -38,6 +37,7 @@ from perdure import embedded, telemetry
 from perdure.config import Settings
 from perdure.errors import ConfigurationError, DatabaseUnavailable, SchemaError
 from perdure.store import arrays, instants, migrations
+from perdure.store.pauses import backoff
 from perdure.store.programs import Program
 from perdure.store.statements import Statement, statements
 
@@ -338,14 +338,6 @@ class Database:
         if state.startswith(_TRY_AGAIN):
             return Interrupted(reason, outcome_unknown=state in ("40003",) or state.startswith("08"))
         return error if isinstance(error, Exception) else Interrupted(reason, outcome_unknown=True)
-
-
-def backoff(first: float = 0.05, most: float = 2.0) -> Iterator[float]:
-    """Pauses in seconds that double from `first` up to `most`, each shortened by chance by up to a half."""
-    pause = first
-    while True:
-        yield pause * random.uniform(0.5, 1.0)
-        pause = min(most, pause * 2)
 
 
 def _resolve(settings: Settings) -> str:

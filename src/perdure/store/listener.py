@@ -22,7 +22,8 @@ import psycopg
 from perdure import telemetry
 from perdure.errors import ConfigurationError
 from perdure.store.arrays import Texts
-from perdure.store.database import Connection, Database, Interrupted, backoff
+from perdure.store.database import Connection, Database, Interrupted
+from perdure.store.pauses import backoff
 
 _PAUSE = 0.004
 _MOST = 400
