@@ -22,6 +22,7 @@ from perdure.authoring.workflows import Workflow
 from perdure.codec import Codec
 from perdure.engine import scopes
 from perdure.engine.alarms import Alarms
+from perdure.engine.bloat import Bloat
 from perdure.engine.child_results import ChildResults
 from perdure.engine.claimer import Claimer
 from perdure.engine.executor import Executor
@@ -126,10 +127,12 @@ class Worker:
             on_held=self._lease_held,
             on_lost=self._lease_lost,
             on_beat=self._beat,
+            known=self._known,
             long_bodies=self._long_bodies,
             connect=session.connect,
             stands_still=options.clock_stands_still,
         )
+        self._bloat = Bloat()
         self._threads = Threads(min(_MOST_THREADS, options.concurrency))
         self._alarms = Alarms(self._loop, stands_still=options.clock_stands_still)
         self._writer = Writer(
@@ -171,12 +174,18 @@ class Worker:
             version=program.version,
             only_versions=program.versions if options.only_version else None,
             turns=turns,
+            bloat=self._bloat,
             hears=lambda: session.listener.hears,
             on_released=self._pending_again,
         )
         lease_seconds = options.lease.total_seconds()
         self._recovery = Recovery(
-            database, self._lease, interval=min(1.0, lease_seconds / 4), turns=turns, on_recovered=self._pending_again
+            database,
+            self._lease,
+            interval=min(1.0, lease_seconds / 4),
+            bloat=self._bloat,
+            turns=turns,
+            on_recovered=self._pending_again,
         )
         self._timers = Timers(
             database, registration.names, turns=turns, on_woken=self._pending_again, on_asked=self._asked
@@ -331,9 +340,14 @@ class Worker:
         held = [run.id for run in self._executor.runs.values() if run.worker_id == worker_id]
         self._executor.drop(held, f"the lease was lost: {reason}")
 
-    def _beat(self, held: int, wakes: int) -> None:
+    def _beat(self, held: int, wakes: int, dead: int) -> None:
+        self._bloat.dead = dead
         self._claimer.beat(held)
         self._requests.beat(wakes)
+
+    def _known(self) -> list[UUID] | None:
+        """What the heartbeat counts: all that is ours; where many rows are dead, what is known here. In its thread."""
+        return list(self._executor.runs) if self._bloat.is_heavy else None
 
     def _long_bodies(self, seconds: float) -> Sequence[Body]:
         """The steps that have been running for so long. Called in the lease's thread, so it copies before it looks."""

@@ -88,7 +88,8 @@ POINTS = (
     Point("6", "a keyed start waits for another one", note=_note("blocked", "start_keyed")),
     Point("6", "a workflow is claimed at its birth", statement=_rows("start")),
     Point("7", "a history is loaded behind a claim", statement=_rows("load")),
-    Point("7", "a claim gets no answer", unanswered=lambda name: name == "claim"),
+    Point("7", "a claim goes on where others have come to", statement=_rows("claim_further")),
+    Point("7", "a claim gets no answer", unanswered=lambda name: name in ("claim", "claim_further")),
     Point(
         "7",
         "what a lost claim took is released",

@@ -18,7 +18,8 @@ from simulation.workers import Workers
 STORM_SECONDS = 7.0
 KINDS = ("kill", "freeze", "terminate", "throw out", "restart", "partition")
 AMBUSHES: tuple[tuple[str, ...], ...] = (
-    FLUSHES, FLUSHES, FLUSHES, ("claim",), ("load",), ("heartbeat",), ("wake_due",), ("recover", "bury"), ("release",),
+    FLUSHES, FLUSHES, FLUSHES, ("claim", "claim_further"), ("load",), ("heartbeat",), ("wake_due",),
+    ("recover", "bury"), ("release",),
 )  # fmt: skip
 FAVOURITES = (
     *FLUSHES, "claim", "load", "heartbeat", "send", "start", "start_keyed", "results", "register_worker", "cancel",

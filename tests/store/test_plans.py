@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -376,6 +376,16 @@ CASES = (
         rows=40,
         label="of one name in ten",
     ),
+    _case(
+        "claim_further",
+        lambda t: (
+            *(SHARD, ME, "default", NAMES, BATCH, None, "1", Ints([7, 0])),
+            *(Times([LONG_AGO, LONG_AGO + timedelta(seconds=t.rows // 2)]), Uuids([t.id(1), t.id(t.rows // 2)])),
+        ),
+        f"{_PENDING} {_ENTRY} {_CHECKPOINT}",
+        pages=40,
+        rows=20,
+    ),
     _case("pending_queues", lambda t: (SHARD,), _PENDING, batch=1, pages=20),
     _case("register_queue", lambda t: (SHARD, "default"), batch=1),
     _case("load", lambda t: (SHARD, t.ended()), _CHECKPOINT),
@@ -396,7 +406,8 @@ CASES = (
         lambda t: (SHARD, t.id(10**9), "tests", "1", "here", 1, None, "[]", 100, 10.0, False),
         batch=1,
     ),
-    _case("heartbeat", lambda t: (SHARD, ME), _HELD, batch=5000, pages=3, rows=3),
+    _case("heartbeat", lambda t: (SHARD, ME, "queue_entries", None), f"{_HELD} {_ENTRY}", batch=5000, pages=3, rows=3),
+    _case("heartbeat", lambda t: (SHARD, ME, "queue_entries", t.mine()), f"{_HELD} {_ENTRY}", label="among some"),
     _case("end_worker", lambda t: (SHARD, ME, "stopped"), batch=20),
     _case("bury", lambda t: (SHARD, ME), batch=20),
     _case("orphans", lambda t: (SHARD,), _HELD, batch=20, pages=30),

@@ -10,6 +10,9 @@ heartbeat, twice running): what the database says we hold and we don't know is r
 is ended. Claims and reconciliation are one task, so neither sees the other half-way. What is being started here
 (claimed at its birth) counts as known from before its statement is sent.
 
+Where many rows of the queue are dead and can't be removed, claims go on from where they have come to, and the heartbeat
+counts only what is known here: then memory and database are compared every minute (bloat.py).
+
 The history of a workflow that ran before (epoch > 1) is loaded in a second statement: the first one's snapshot is older
 than its locks, and may miss what the former worker committed while the claim waited for it.
 """
@@ -25,16 +28,18 @@ from typing import Any
 from uuid import UUID
 
 from perdure import telemetry
+from perdure.engine.bloat import Bloat, Front, Pace
 from perdure.engine.executor import Executor, Release
 from perdure.engine.leases import Lease
 from perdure.engine.loop import Loop, Turns
 from perdure.engine.writer import Writer
 from perdure.model.records import Claim, Message, Recorded
-from perdure.store.arrays import BigInts, Texts, Uuids
+from perdure.store.arrays import BigInts, Ints, Texts, Times, Uuids
 from perdure.store.database import Database, Interrupted
 from perdure.store.statements import SHARD
 
 _POLL_SECONDS = 1.0
+_COMPARE_SECONDS = 60.0
 _DEAF_POLL_SECONDS = 0.1
 _MOST_AT_ONCE = 500
 _BATCHING_SECONDS = 0.004
@@ -59,6 +64,7 @@ class Claimer(Loop):
         version: str,
         only_versions: Sequence[str] | None,
         turns: Turns,
+        bloat: Bloat,
         hears: Callable[[], bool],
         on_released: Callable[[set[str]], None],
     ) -> None:
@@ -72,6 +78,10 @@ class Claimer(Loop):
         self._names = Texts(names)
         self._version = version
         self._only_versions = None if only_versions is None else Texts(only_versions)
+        self._bloat = bloat
+        self._fronts: dict[str, Front] = {}
+        self._pending = Pace(bloat)
+        self._held = Pace(bloat)
         self._hears = hears
         self._on_released = on_released
         self._hot: dict[str, None] = {}
@@ -82,6 +92,7 @@ class Claimer(Loop):
         self._reconcile = False
         self._disagreements = 0
         self._polled_at = 0.0
+        self._compared_at = 0.0
         self._turns = itertools.count()
         self._stopping = False
         self._settled = asyncio.Event()
@@ -107,6 +118,10 @@ class Claimer(Loop):
 
     def beat(self, held: int) -> None:
         """The heartbeat counted this many entries of ours."""
+        if self._bloat.is_heavy and self._held.is_due:
+            now = asyncio.get_running_loop().time()
+            if now - self._compared_at >= _COMPARE_SECONDS:
+                self.doubt()
         in_flight = self._writer.backlog + len(self._executor.reserved) + len(self._releases)
         if abs(held - self._executor.held) <= in_flight:
             self._disagreements = 0
@@ -209,12 +224,14 @@ class Claimer(Loop):
     async def _candidates(self) -> list[str]:
         """The queues to look at now; asks the database where there is no better knowledge, and now and then anyway."""
         now = asyncio.get_running_loop().time()
-        if (self._hot or self._hinted) and now - self._polled_at < _POLL_SECONDS:
-            return [*self._hinted, *(queue for queue in self._hot if queue not in self._hinted)]
+        known = [*self._hinted, *(queue for queue in self._hot if queue not in self._hinted)]
+        if (known and now - self._polled_at < _POLL_SECONDS) or not self._pending.is_due:
+            return known
         self._polled_at = now
         if self._queues is not None:
             return list(self._queues)
-        return [row.queue for row in await self._database.attempt("pending_queues", SHARD)]
+        with self._pending.look():
+            return [row.queue for row in await self._database.attempt("pending_queues", SHARD)]
 
     async def _claim(self, queue: str, limit: int) -> list[Claim]:
         if queue not in self._registered:
@@ -224,11 +241,8 @@ class Claimer(Loop):
         assert worker_id is not None
         self._executor.claiming = limit
         try:
-            rows = await self._database.attempt(
-                "claim", SHARD, worker_id, queue, self._names, limit, self._only_versions, self._version
-            )
+            rows = await self._taken(worker_id, queue, limit)
             if not rows:
-                await self._look_for_unknown(queue)
                 return []
             claims = await self._loaded(rows, worker_id)
         except Interrupted:
@@ -244,6 +258,22 @@ class Claimer(Loop):
             return []
         self._executor.launch(claims)
         return claims
+
+    async def _taken(self, worker_id: UUID, queue: str, limit: int) -> Sequence[Any]:
+        """The rows of a claim, from the front of the queue where that isn't too dear now."""
+        front = self._fronts.setdefault(queue, Front(self._bloat))
+        claim = (SHARD, worker_id, queue, self._names, limit, self._only_versions, self._version)
+        if front.is_known and not front.is_due:
+            priorities, times, ids = front.places
+            rows = await self._database.attempt("claim_further", *claim, Ints(priorities), Times(times), Uuids(ids))
+            front.came_to(rows, goes_on=False)
+            return rows
+        with front.look():
+            rows = await self._database.attempt("claim", *claim)
+            if not rows:
+                await self._look_for_unknown(queue)
+        front.came_to(rows, goes_on=len(rows) == limit)
+        return rows
 
     async def _loaded(self, rows: Sequence[Any], worker_id: UUID) -> list[Claim]:
         """The claims, oldest first, with the history of those that ran before."""
@@ -319,7 +349,9 @@ class Claimer(Loop):
         assert worker_id is not None
         executor = self._executor
         before = {id: run for id, run in executor.runs.items() if not run.over and run.worker_id == worker_id}
-        rows = await self._database.attempt("held", SHARD, worker_id)
+        self._compared_at = asyncio.get_running_loop().time()
+        with self._held.look():
+            rows = await self._database.attempt("held", SHARD, worker_id)
         held = {row.workflow_id: row.epoch for row in rows}
         unknown = {
             id: epoch

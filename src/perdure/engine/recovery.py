@@ -8,9 +8,9 @@ taken in batches with SKIP LOCKED. Three rules keep it right:
   lease) those of some a moment before those of others, and nobody may be declared dead for that.
 - A clock that is set back leaves leases that end far in the future. Such a worker is dead as well, once it has had the
   time to write a new one (a lease, its own or the other's, whichever is longer).
-- What is recovered is found by the entries, not by the list of the dead: an entry whose worker isn't alive. So a claim
-  that was still on its way when its worker was buried, and what a first attempt skipped because it was locked, is found
-  by the next look.
+- What is recovered is found by the entries, not only by the list of the dead: an entry whose worker isn't alive. So a
+  claim that was still on its way when its worker was buried, and what a first attempt skipped because it was locked, is
+  found by the next look; where many rows are dead, such a look may be dear, and is taken less often (bloat.py).
 
 Recovery locks the entries, so it waits for a flush of the old worker that is under way, or that flush finds nothing.
 """
@@ -21,6 +21,7 @@ from collections.abc import Callable
 from uuid import UUID
 
 from perdure import telemetry
+from perdure.engine.bloat import Bloat, Pace
 from perdure.engine.leases import Lease
 from perdure.engine.loop import Loop, Turns
 from perdure.store.database import Database
@@ -42,12 +43,14 @@ class Recovery(Loop):
         lease: Lease,
         *,
         interval: float,
+        bloat: Bloat,
         turns: Turns,
         on_recovered: Callable[[set[str]], None],
     ) -> None:
         super().__init__(interval, turns=turns)
         self._database = database
         self._lease = lease
+        self._orphans = Pace(bloat)
         self._on_recovered = on_recovered
         self._ticks = 0
 
@@ -60,8 +63,12 @@ class Recovery(Loop):
     async def _look(self) -> None:
         for dead in await self._database.attempt("bury", SHARD, self._lease.worker_id):
             telemetry.emit(telemetry.WorkerBuried(worker_id=dead.id, host=dead.host, pid=dead.pid))
-        for orphan in await self._database.attempt("orphans", SHARD):
-            await self._recover(orphan.worker_id)
+            await self._recover(dead.id)
+        if self._orphans.is_due:
+            with self._orphans.look():
+                orphans = await self._database.attempt("orphans", SHARD)
+            for orphan in orphans:
+                await self._recover(orphan.worker_id)
         if self._ticks % _FORGET_EVERY == 0:
             await self._database.attempt("forget_workers", SHARD, _FORGET_SECONDS)
         self._ticks += 1

@@ -33,6 +33,44 @@ SELECT claimed.workflow_id, claimed.name, claimed.epoch, claimed.priority, claim
        END AS input
 FROM claimed;
 
+-- :name claim_further
+-- As claim, from where this worker has come to in each priority that it knows. For a while where many rows are dead, and a
+-- claim from the front would walk over all of them. See engine/bloat.py.
+-- $1 shard int4 · $2 worker_id uuid · $3 queue text · $4 names text[] · $5 limit int4 · $6 versions text[] · $7 version text:
+-- as in claim · of the last ones that were claimed, highest priority first: $8 priorities int4[] · $9 enqueued_at
+-- timestamptz[] · $10 ids uuid[]
+-- LATERAL, one priority after the other: for all of them at once, the index has no place to begin but its front.
+WITH claimed AS (
+    UPDATE perdure.queue_entries
+    SET worker_id = $2::uuid, epoch = epoch + 1, started_at = COALESCE(started_at, perdure.now()),
+        version = COALESCE(version, $7::text)
+    WHERE shard = $1::int4
+      AND workflow_id = ANY (ARRAY(
+          SELECT entry.workflow_id
+          FROM unnest($8::int4[], $9::timestamptz[], $10::uuid[]) AS place (priority, enqueued_at, workflow_id),
+               LATERAL (
+                   SELECT workflow_id
+                   FROM perdure.queue_entries
+                   WHERE shard = $1::int4 AND queue = $3::text AND worker_id IS NULL AND name = ANY ($4::text[])
+                     AND ($6::text[] IS NULL OR version IS NULL OR version = ANY ($6::text[]))
+                     AND NOT COALESCE((SELECT paused FROM perdure.queue_rows
+                                       WHERE shard = $1::int4 AND queue_rows.name = $3::text), false)
+                     AND priority = place.priority
+                     AND (enqueued_at, workflow_id) >= (place.enqueued_at, place.workflow_id)
+                   ORDER BY enqueued_at, workflow_id
+                   LIMIT $5::int4
+                   FOR UPDATE SKIP LOCKED) AS entry
+          LIMIT $5::int4))
+    RETURNING workflow_id, name, epoch, priority, enqueued_at, started_at, recoveries, stalls, wakes, deadline, parent_id
+)
+SELECT claimed.workflow_id, claimed.name, claimed.epoch, claimed.priority, claimed.enqueued_at, claimed.started_at,
+       claimed.recoveries, claimed.stalls, claimed.wakes, claimed.deadline, claimed.parent_id,
+       CASE WHEN claimed.epoch = 1 THEN
+           (SELECT payload FROM perdure.checkpoints
+            WHERE shard = $1::int4 AND workflow_id = claimed.workflow_id AND key = '$input')::text
+       END AS input
+FROM claimed;
+
 -- :name pending_queues
 -- The queues in which something is pending: one index probe a queue (a loose index scan).
 -- $1 shard int4

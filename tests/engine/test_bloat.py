@@ -1,0 +1,232 @@
+"""Where dead rows can't be removed: claims go on from where they were, and everything is found all the same."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import pytest
+
+from perdure import App, Client, Invocation, step
+from perdure.engine import bloat, claimer
+from perdure.engine.bloat import Bloat, Front, Pace
+from perdure.model.ids import new_id
+from perdure.store import arrays
+from perdure.store.arrays import Ints, Texts, Times, Uuids
+from perdure.store.statements import SHARD, in_schema, statements
+
+from .support import FaultyDatabase, Gate, Sql, register, start
+
+LONG = timedelta(seconds=60)
+SOON = timedelta(seconds=20)
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+
+
+@pytest.fixture
+def heavy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All workers take the queue for full of dead rows, and every look for one that took long."""
+    monkeypatch.setattr(bloat, "_MANY", 0)
+    monkeypatch.setattr(bloat, "_DEAR_SECONDS", 0.0)
+
+
+@asynccontextmanager
+async def pinned(url: str) -> AsyncIterator[None]:
+    """Somebody holds a transaction open, which might still want to see what dies."""
+    async with await psycopg.AsyncConnection.connect(url) as other:
+        await other.set_isolation_level(psycopg.IsolationLevel.REPEATABLE_READ)
+        await other.execute("SELECT count(*) FROM pg_catalog.pg_class")
+        yield
+
+
+# --- what it costs -------------------------------------------------------------------------------------------------
+
+
+async def test_a_claim_that_goes_on_does_not_walk_over_the_dead(
+    database: FaultyDatabase, me: UUID, sql: Sql, database_url: str, schema: str
+) -> None:
+    await start(database, 3000)
+    sql("ANALYZE queue_entries")
+    async with pinned(database_url):
+        rows = await database.attempt("claim", SHARD, me, "q", Texts(["flow"]), 2800, None, "1")
+        last = max((row.enqueued_at, row.workflow_id) for row in rows)
+        sql("DELETE FROM queue_entries WHERE worker_id IS NOT NULL")
+        claim = (SHARD, me, "q", Texts(["flow"]), 10, None, "1")
+        further = (*claim, Ints([0]), Times([last[0]]), Uuids([last[1]]))
+        for _ in range(2):  # the first one marks what it finds
+            from_the_front = pages(database_url, schema, "claim", claim)
+            going_on = pages(database_url, schema, "claim_further", further)
+    assert going_on < 40
+    assert from_the_front > 60 + going_on
+
+
+def pages(url: str, schema: str, name: str, params: tuple[Any, ...]) -> int:
+    """How many pages a claim touches to find and lock what it takes; what it does is undone."""
+    text = f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {in_schema(statements()[name].text.decode(), schema)}"
+    with psycopg.connect(url) as connection:
+        arrays.register(connection.adapters)
+        row = psycopg.RawCursor(connection).execute(text.encode(), params).fetchone()
+        connection.rollback()
+    assert row is not None
+    (explained,) = row[0] if not isinstance(row[0], str) else json.loads(row[0])
+    (locking,) = (node for node in nodes(explained["Plan"]) if node["Node Type"] == "LockRows")
+    return int(locking["Shared Hit Blocks"] + locking["Shared Read Blocks"])
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for below in plan.get("Plans", ()):
+        yield from nodes(below)
+
+
+async def test_the_heartbeat_tells_how_many_rows_are_dead(
+    database: FaultyDatabase, me: UUID, sql: Sql, schema: str
+) -> None:
+    await start(database, 50)
+    sql("DELETE FROM queue_entries")
+    dead = 0
+    async with asyncio.timeout(20):
+        while not dead:  # the server counts what a session did a moment later
+            (row,) = await database.attempt("heartbeat", SHARD, me, f'"{schema}".queue_entries', None)
+            dead = row.dead
+    assert dead >= 50
+
+
+async def test_the_heartbeat_counts_what_it_is_asked_for(database: FaultyDatabase, me: UUID, sql: Sql) -> None:
+    ids = await start(database, 5)
+    await database.attempt("claim", SHARD, me, "q", Texts(["flow"]), 3, None, "1")
+    sql("UPDATE queue_entries SET wakes = 2 WHERE workflow_id = %s", ids[0])
+    (all,) = await database.attempt("heartbeat", SHARD, me, "queue_entries", None)
+    (some,) = await database.attempt("heartbeat", SHARD, me, "queue_entries", Uuids([ids[0], ids[4], new_id()]))
+    assert (all.held, some.held) == ([3, 2], [1, 2])
+
+
+# --- what is found -------------------------------------------------------------------------------------------------
+
+
+async def test_claims_that_go_on_take_by_priority_and_no_more_than_their_limit(
+    database: FaultyDatabase, me: UUID, sql: Sql
+) -> None:
+    ids = await start(database, 12)
+    sql("UPDATE queue_entries SET priority = 3 WHERE workflow_id = ANY(%s)", ids[8:])
+    at = dict(sql("SELECT workflow_id, enqueued_at FROM queue_entries"))
+    places = (Ints([3, 0]), Times([at[ids[9]], at[ids[2]]]), Uuids([ids[9], ids[2]]))
+    rows = await database.attempt("claim_further", SHARD, me, "q", Texts(["flow"]), 5, None, "1", *places)
+    assert {row.workflow_id for row in rows} == {*ids[9:], ids[2], ids[3]}
+    assert sql("SELECT count(*) FROM queue_entries WHERE worker_id IS NOT NULL") == [(5,)]
+
+
+async def test_what_is_behind_the_claims_is_found(
+    app: App, client: Client, faulty: FaultyDatabase, heavy: None, sql: Sql
+) -> None:
+    """What comes later, what has a priority that nobody has seen, and what comes back to an earlier place."""
+    further = faulty.hold_answer("claim_further")
+    further.leave.set()
+
+    @app.workflow
+    async def flow() -> None: ...
+
+    async with app.worker(concurrency=2, lease=LONG):
+        handles = await client.start_many(Invocation("flow") for _ in range(40))
+        await asyncio.gather(*(handle.result(timeout=SOON) for handle in handles))
+        async with asyncio.timeout(10):
+            await further.happened.wait()
+        urgent = await client.start(Invocation("flow"), priority=9)
+        old = await client.start(Invocation("flow"))
+        sql("UPDATE queue_entries SET enqueued_at = enqueued_at - interval '1 day' WHERE worker_id IS NULL")
+        await asyncio.gather(urgent.result(timeout=SOON), old.result(timeout=SOON))
+
+
+async def test_what_is_held_without_knowing_is_let_go(
+    app: App, client: Client, heavy: None, sql: Sql, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The heartbeat counts what is known, so it can't tell: they are compared now and then."""
+    monkeypatch.setattr(claimer, "_COMPARE_SECONDS", 0.0)
+    gate = Gate()
+
+    @step
+    async def inside() -> None:
+        await gate.pass_through()
+
+    @app.workflow
+    async def flow() -> None:
+        await inside()
+
+    async with app.worker(concurrency=1, lease=timedelta(seconds=1)):
+        handles = await client.start_many(Invocation("flow") for _ in range(2))
+        await gate.has(1)
+        sql(
+            "UPDATE queue_entries SET epoch = 1, worker_id = (SELECT id FROM worker_rows WHERE status = 'live') "
+            "WHERE worker_id IS NULL"
+        )
+        gate.open()
+        await asyncio.gather(*(handle.result(timeout=SOON) for handle in handles))
+
+
+async def test_the_dead_are_recovered_where_looks_are_rare(
+    app: App, client: Client, heavy: None, sql: Sql, database: FaultyDatabase
+) -> None:
+    @app.workflow
+    async def flow() -> None: ...
+
+    dead = await register(database)
+    handles = await client.start_many(Invocation("flow") for _ in range(5))
+    sql("UPDATE queue_entries SET worker_id = %s, epoch = 1", dead)
+    sql("UPDATE worker_rows SET expires_at = now() - interval '1 second' WHERE id = %s", dead)
+    async with app.worker(lease=timedelta(seconds=1)):
+        await asyncio.gather(*(handle.result(timeout=SOON) for handle in handles))
+
+
+# --- paces and places ----------------------------------------------------------------------------------------------
+
+
+async def test_a_dear_look_is_followed_by_a_pause_where_many_are_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 0.5, 10.4, 10.6, 20.0, 30.0, 59.9, 60.1, 70.0, 70.01, 70.02])
+    monkeypatch.setattr(bloat, "_now", lambda: next(clock))
+    dead = Bloat()
+    dead.dead = 1_000_000
+    pace = Pace(dead)
+    with pace.look():  # 0.5 s
+        pass
+    assert [pace.is_due, pace.is_due] == [False, True]
+    with pace.look():  # 10 s: no pause is longer than half a minute
+        pass
+    assert [pace.is_due, pace.is_due] == [False, True]
+    with pace.look():  # 10 ms
+        pass
+    assert pace.is_due
+
+
+async def test_a_look_that_takes_long_where_few_are_dead_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 5.0, 5.0])
+    monkeypatch.setattr(bloat, "_now", lambda: next(clock))
+    pace = Pace(Bloat())
+    with pace.look():
+        pass
+    assert pace.is_due
+
+
+def test_places_go_on_and_go_back_only_where_there_is_more() -> None:
+    front = Front(Bloat())
+    one, two = UUID(int=1), UUID(int=2)
+    assert not front.is_known
+    front.came_to([_row(0, 5, one), _row(0, 5, two), _row(7, 1, one)], goes_on=True)
+    assert front.places == ([7, 0], [_at(1), _at(5)], [one, two])
+    front.came_to([_row(0, 2, one), _row(7, 3, two)], goes_on=False)
+    assert front.places == ([7, 0], [_at(3), _at(5)], [two, two])
+    front.came_to([_row(0, 2, one)], goes_on=True)
+    assert front.places == ([7, 0], [_at(3), _at(2)], [two, one])
+
+
+def _at(minute: int) -> datetime:
+    return NOON + timedelta(minutes=minute)
+
+
+def _row(priority: int, minute: int, id: UUID) -> Any:
+    return SimpleNamespace(priority=priority, enqueued_at=_at(minute), workflow_id=id)
