@@ -353,12 +353,13 @@ class Claimer(Loop):
         with self._held.look():
             rows = await self._database.attempt("held", SHARD, worker_id)
         held = {row.workflow_id: row.epoch for row in rows}
+        leaving = {release.workflow_id for release in self._releases}
         unknown = {
             id: epoch
             for id, epoch in held.items()
             if id not in executor.reserved
+            and id not in leaving
             and ((run := executor.runs.get(id)) is None or run.epoch != epoch)
-            and not any(release.workflow_id == id for release in self._releases)
         }
         gone = [id for id, run in before.items() if not run.over and held.get(id) != run.epoch]
         released: Sequence[Any] = ()

@@ -8,7 +8,10 @@ SELECT pg_catalog.current_setting('server_version_num')::int4 AS server_version,
 
 -- :name notify
 -- A coalesced hint, from a connection of its own after the commit. $1 channel text · $2 payloads text[]
-SELECT pg_catalog.pg_notify($1::text, item.payload) FROM unnest($2::text[]) AS item (payload);
+-- It is sent when it is committed, not when that is on disk: for a hint, nobody waits for the disk.
+SELECT pg_catalog.pg_notify($1::text, item.payload)
+FROM unnest($2::text[]) AS item (payload),
+     pg_catalog.set_config('synchronous_commit', 'off', true) AS setting;
 
 -- :name installation
 -- Which installation this is: two connections that show the same id write to the same tables. $1 shard int4
