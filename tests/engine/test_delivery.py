@@ -27,3 +27,31 @@ async def test_an_outcome_that_comes_while_another_is_on_its_way_comes_behind_it
     expiry.add_done_callback(lambda turn: came.append(("expiry", turn.result())))
     await task
     assert came == [("expiry", 1), ("step", 2)]
+
+
+async def test_what_was_to_run_already_goes_before_the_next_turn() -> None:
+    """As it does on a first run, where the next outcome comes later."""
+    loop = asyncio.get_running_loop()
+    delivery = Delivery(loop, 3, lambda: None, lambda: None)
+    gate: asyncio.Future[None] = loop.create_future()
+    seen: list[str] = []
+    gate.add_done_callback(lambda _: seen.append("gate"))
+
+    async def first() -> None:
+        await delivery.replay(1)
+
+    async def second() -> list[str]:
+        await delivery.replay(2)
+        return list(seen)
+
+    async def code() -> None:
+        await tasks[0]
+        gate.set_result(None)
+        await delivery.replay(3)
+
+    tasks = [Task(first()), Task(second()), Task(code())]
+    for task in tasks:
+        delivery.adopt(task)
+        task.add_done_callback(delivery.release)
+    await asyncio.gather(*tasks)
+    assert tasks[1].result() == ["gate"]

@@ -1,36 +1,39 @@
 """The order in which outcomes go to a workflow's code: the same on the first run and on every replay.
 
-A workflow may have several tasks, and which of them goes on first can decide what the code does next (a race, a shared
-list). So outcomes are delivered one at a time: when the run is at rest, the next one is handed over, and then the run
-comes to rest again. The first run delivers in order of arrival, and each delivery draws the next position; a replay
-delivers, of the outcomes that have been asked for, the recorded one with the lowest position. What was not recorded
-waits until nothing that was recorded can be delivered: so its body doesn't start before the history is served, and a
-step that is new in the code doesn't hang an old history.
+A workflow may have several tasks, and which of them goes on first can decide what the code does next (a race, a
+shared list). So outcomes are delivered one at a time: when the run is at rest, the next one is handed over, and then
+the run comes to rest again. The first run delivers in order of arrival, and each delivery draws the next position; a
+replay delivers, of the outcomes that have been asked for, the recorded one with the lowest position. What was not
+recorded waits until nothing that was recorded can be delivered: so its body doesn't start before the history is
+served, and a step that is new in the code doesn't hang an old history.
 
 A run is at rest when none of its tasks can go on by itself: each waits for a turn here, runs a step's body, or waits
 for a future that isn't done. asyncio has no list of what is about to run, so rest is what still looks like rest after
-a few turns of the loop: enough for the callbacks by which one future's end reaches a task through others (an event that
-a callback sets, shield). One is enough where tasks only wait for the ends of other tasks, and a second one where one of
-them was cancelled: it may wait here, or in a body, and wakes in the next turn. So our tasks tell of it (`Task`); where
-somebody else's factory makes them, every turn is waited for twice. A gather of gathers, however deep, is seen through.
+a few turns of the loop: enough for the callbacks by which one future's end reaches a task through others (an event
+that a callback sets, shield). One is enough where tasks only wait for the ends of other tasks, and a second one where
+one of them was cancelled: it may wait here, or in a body, and wakes in the next turn. So our tasks tell of it
+(`Task`); where somebody else's factory makes them, every turn is waited for twice. A gather of gathers, however deep,
+is seen through.
 
-Who is given a turn goes on within the look that found the rest (`_Turn`), not one turn of the loop later: nobody else
-has anything to do, and half of what an order costs is the loop. Whoever has just got an outcome, and has the next one
-in the same breath, while all others are at rest, gets it at once.
+Who is given a turn goes on within the look that found the rest (`_Turn`), not one turn of the loop later: half of
+what an order costs is the loop. What was to run already goes first: where the loop has anything else to run, or
+doesn't tell, it must look like rest once more. Whoever has just got an outcome, and has the next one in the same
+breath, while all others are at rest, gets it at once.
 
 A run with one task has nothing to order, and skips all that, unless something is to be delivered that no task waits
 for (a cancellation, the end of a limit of time): that, too, has its place in the order.
 
-A task may wait in a way that the run needn't be in memory for (`dormant`). When all of them do, directly or by waiting
-for each other, and there is nothing to deliver, the run is told that it rests (`on_rest`), and may suspend. It is told,
-too, when something changes after that (`on_move`). Thousands of tasks may wait so: nothing here looks at each of them.
+A task may wait in a way that the run needn't be in memory for (`dormant`). When all of them do, directly or by
+waiting for each other, and there is nothing to deliver, the run is told that it rests (`on_rest`), and may suspend.
+It is told, too, when something changes after that (`on_move`). Thousands of tasks may wait so: nothing here looks at
+each of them.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sized
 from contextlib import contextmanager
 from contextvars import Context
 from heapq import heappop, heappush
@@ -83,6 +86,7 @@ class Delivery:
         "_order",
         "_peak",
         "_quiet",
+        "_ready",
         "_recorded",
         "_resting",
         "_roused",
@@ -113,6 +117,7 @@ class Delivery:
         self._waits: dict[asyncio.Task[Any], tuple[asyncio.Future[Any], bool]] = {}
         """What tasks that are awake wait for, and whether that ends with other tasks."""
         self._loop = loop
+        self._ready: Sized | None = getattr(loop, "_ready", None)  # what asyncio's own loops run in their next turn
         self._on_rest = on_rest
         self._on_move = on_move
         self._recorded: list[tuple[int, int, _Turn]] = []
@@ -315,7 +320,7 @@ class Delivery:
             return
         turns = self._turns_to_rest()
         self._quiet = self._quiet + 1 if turns else 0
-        if turns and self._quiet >= turns:
+        if turns and self._quiet >= turns + bool(self._ready is None or self._ready):
             if not is_waited_for:
                 self._resting = True
                 self._on_rest()
