@@ -132,7 +132,6 @@ class Worker:
             connect=session.connect,
             stands_still=options.clock_stands_still,
         )
-        self._bloat = Bloat()
         self._threads = Threads(min(_MOST_THREADS, options.concurrency))
         self._alarms = Alarms(self._loop, stands_still=options.clock_stands_still)
         self._writer = Writer(
@@ -164,6 +163,7 @@ class Worker:
             on_timer=self.timer_set,
         )
         turns = self._turns = Turns()
+        self._bloat = Bloat(database, turns=turns)
         self._claimer = Claimer(
             database,
             self._lease,
@@ -188,7 +188,12 @@ class Worker:
             on_recovered=self._pending_again,
         )
         self._timers = Timers(
-            database, registration.names, turns=turns, on_woken=self._pending_again, on_asked=self._asked
+            database,
+            registration.names,
+            bloat=self._bloat,
+            turns=turns,
+            on_woken=self._pending_again,
+            on_asked=self._asked,
         )
         self._parents = Parents(database, turns=turns, on_woken=self._pending_again, on_asked=self._asked)
         self._child_results = ChildResults(database, self._executor, turns=turns)
@@ -293,6 +298,7 @@ class Worker:
                         self._parents,
                         self._child_results,
                         self._maintenance,
+                        self._bloat,
                         self._inspection,
                     )
                 ]
@@ -340,8 +346,7 @@ class Worker:
         held = [run.id for run in self._executor.runs.values() if run.worker_id == worker_id]
         self._executor.drop(held, f"the lease was lost: {reason}")
 
-    def _beat(self, held: int, wakes: int, dead: int) -> None:
-        self._bloat.dead = dead
+    def _beat(self, held: int, wakes: int) -> None:
         self._claimer.beat(held)
         self._requests.beat(wakes)
 

@@ -17,6 +17,7 @@ import pytest
 from perdure import App, Client, Invocation, step
 from perdure.engine import bloat, claimer
 from perdure.engine.bloat import Bloat, Front, Pace
+from perdure.engine.loop import Turns
 from perdure.model.ids import new_id
 from perdure.store import arrays
 from perdure.store.arrays import Ints, Texts, Times, Uuids
@@ -31,9 +32,9 @@ NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 @pytest.fixture
 def heavy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All workers take the queue for full of dead rows, and every look for one that took long."""
+    """All workers take the tables for full of dead rows, and every third look for one that took long."""
     monkeypatch.setattr(bloat, "_MANY", 0)
-    monkeypatch.setattr(bloat, "_DEAR_SECONDS", 0.0)
+    monkeypatch.setattr(bloat, "pause_after", lambda seconds: 1.0)
 
 
 @asynccontextmanager
@@ -85,25 +86,24 @@ def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield from nodes(below)
 
 
-async def test_the_heartbeat_tells_how_many_rows_are_dead(
-    database: FaultyDatabase, me: UUID, sql: Sql, schema: str
-) -> None:
+async def test_it_is_known_how_many_rows_are_dead(database: FaultyDatabase, sql: Sql) -> None:
+    known = Bloat(database, turns=Turns())
     await start(database, 50)
     sql("DELETE FROM queue_entries")
-    dead = 0
     async with asyncio.timeout(20):
-        while not dead:  # the server counts what a session did a moment later
-            (row,) = await database.attempt("heartbeat", SHARD, me, f'"{schema}".queue_entries', None)
-            dead = row.dead
-    assert dead >= 50
+        while not known.dead:  # the server counts what a session did a moment later
+            await known.tick()
+    assert known.dead >= 50
+    assert not known.is_heavy
+    assert 0 < known.answer_seconds < 20
 
 
 async def test_the_heartbeat_counts_what_it_is_asked_for(database: FaultyDatabase, me: UUID, sql: Sql) -> None:
     ids = await start(database, 5)
     await database.attempt("claim", SHARD, me, "q", Texts(["flow"]), 3, None, "1")
     sql("UPDATE queue_entries SET wakes = 2 WHERE workflow_id = %s", ids[0])
-    (all,) = await database.attempt("heartbeat", SHARD, me, "queue_entries", None)
-    (some,) = await database.attempt("heartbeat", SHARD, me, "queue_entries", Uuids([ids[0], ids[4], new_id()]))
+    (all,) = await database.attempt("heartbeat", SHARD, me, None)
+    (some,) = await database.attempt("heartbeat", SHARD, me, Uuids([ids[0], ids[4], new_id()]))
     assert (all.held, some.held) == ([3, 2], [1, 2])
 
 
@@ -183,45 +183,118 @@ async def test_the_dead_are_recovered_where_looks_are_rare(
         await asyncio.gather(*(handle.result(timeout=SOON) for handle in handles))
 
 
+async def test_timers_are_found_also_those_that_came_late(app: App, client: Client, heavy: None, sql: Sql) -> None:
+    @app.workflow
+    async def flow() -> None: ...
+
+    async with app.worker(lease=LONG):
+        soon = [await client.start(Invocation("flow"), delay=timedelta(seconds=0.1 * n)) for n in range(1, 6)]
+        late = await client.start(Invocation("flow"), delay=LONG)
+        await asyncio.gather(*(handle.result(timeout=SOON) for handle in soon))
+        sql("UPDATE waits SET wake_at = now() - interval '1 hour'")
+        await late.result(timeout=SOON)
+
+
 # --- paces and places ----------------------------------------------------------------------------------------------
 
 
-async def test_a_dear_look_is_followed_by_a_pause_where_many_are_dead(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([0.0, 0.5, 10.4, 10.6, 20.0, 30.0, 59.9, 60.1, 70.0, 70.01, 70.02])
-    monkeypatch.setattr(bloat, "_now", lambda: next(clock))
-    dead = Bloat()
-    dead.dead = 1_000_000
+@pytest.fixture
+def dead(database: FaultyDatabase) -> Bloat:
+    """Many are dead."""
+    known = Bloat(database, turns=Turns())
+    known.dead = 1_000_000
+    return known
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(bloat, "now", lambda: clock.now)
+    return clock
+
+
+class Clock:
+    now = 100.0
+
+    def take(self, pace: Pace, *seconds: float) -> None:
+        """Looks that take so long, one after the other."""
+        for each in seconds:
+            with pace.look():
+                self.now += each
+
+    def rest(self, pace: Pace) -> float:
+        """How long it is until the next one, in s."""
+        began = self.now
+        while not pace.is_due:
+            self.now += 0.25
+        return self.now - began
+
+
+def test_looks_that_are_dear_are_followed_by_a_pause_where_many_are_dead(dead: Bloat, clock: Clock) -> None:
     pace = Pace(dead)
-    with pace.look():  # 0.5 s
-        pass
-    assert [pace.is_due, pace.is_due] == [False, True]
-    with pace.look():  # 10 s: no pause is longer than half a minute
-        pass
-    assert [pace.is_due, pace.is_due] == [False, True]
-    with pace.look():  # 10 ms
-        pass
+    clock.take(pace, 0.5, 0.6)
+    assert pace.is_due
+    clock.take(pace, 0.7)
+    assert clock.rest(pace) == 10.0  # the shortest of three counts
+    clock.take(pace, 9, 9, 9)
+    assert clock.rest(pace) == 30.0
+    clock.take(pace, 0.01)
+    assert pace.is_due
+    clock.take(pace, 9)
+    assert pace.is_due  # one that takes long, as where the process stood still
+
+
+def test_looks_that_take_no_longer_than_any_answer_are_not_dear(dead: Bloat, clock: Clock) -> None:
+    dead._answers.extend([0.6, 0.4, 0.5])
+    pace = Pace(dead)
+    clock.take(pace, 0.41, 0.41, 0.41)
     assert pace.is_due
 
 
-async def test_a_look_that_takes_long_where_few_are_dead_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([0.0, 5.0, 5.0])
-    monkeypatch.setattr(bloat, "_now", lambda: next(clock))
-    pace = Pace(Bloat())
-    with pace.look():
-        pass
+def test_looks_that_take_long_where_few_are_dead_change_nothing(database: FaultyDatabase, clock: Clock) -> None:
+    pace = Pace(Bloat(database, turns=Turns()))
+    clock.take(pace, 5, 5, 5)
     assert pace.is_due
 
 
-def test_places_go_on_and_go_back_only_where_there_is_more() -> None:
-    front = Front(Bloat())
-    one, two = UUID(int=1), UUID(int=2)
-    assert not front.is_known
-    front.came_to([_row(0, 5, one), _row(0, 5, two), _row(7, 1, one)], goes_on=True)
-    assert front.places == ([7, 0], [_at(1), _at(5)], [one, two])
-    front.came_to([_row(0, 2, one), _row(7, 3, two)], goes_on=False)
-    assert front.places == ([7, 0], [_at(3), _at(5)], [two, two])
-    front.came_to([_row(0, 2, one)], goes_on=True)
-    assert front.places == ([7, 0], [_at(3), _at(2)], [two, one])
+def test_claims_go_on_from_where_they_are(dead: Bloat, clock: Clock) -> None:
+    front = Front(dead)
+    one, two, first = UUID(int=1), UUID(int=2), UUID(int=0)
+
+    def look(seconds: float, at: int) -> Any:
+        with front.look(_at(at)) as places:
+            clock.now += seconds
+        return places
+
+    for _ in range(3):
+        assert look(1, at=30) is None
+        front.came_to([_row(7, 1, one), _row(0, 5, one), _row(0, 5, two)], _at(30), is_all=False)
+    # Nothing of the higher priority is left, so that one goes on from before now; what is behind it from the last one.
+    before = NOON + timedelta(minutes=30, seconds=-15)
+    assert look(1, at=30) == ([7, 0], [before, _at(5)], [first, two])
+    front.came_to([_row(0, 29, one)], _at(30), is_all=True)
+    assert look(1, at=40) == ([7, 0], [_at(30), _at(30)], [first, first])
+    assert look(1, at=40) == ([7, 0], [_at(30), _at(30)], [first, first])
+    front.came_to([], _at(40), is_all=True)
+    a_second_before = NOON + timedelta(minutes=40, seconds=-1)  # that look from earlier was dear three times
+    assert look(1, at=40) == ([7, 0], [a_second_before, a_second_before], [first, first])
+    clock.now += 60
+    assert look(1, at=41) is None
+    # So much has come back to the front that claims begin anew there.
+    front.came_to([_row(0, 2, one)], _at(41), is_all=False)
+    assert look(1, at=41)[1:] == ([_at(41) - timedelta(seconds=15), _at(2)], [first, one])
+
+
+def test_places_are_kept_for_the_priorities_that_were_met_last(dead: Bloat, clock: Clock) -> None:
+    front = Front(dead)
+    for priority in range(100):
+        front.came_to([_row(priority, 1, UUID(int=1))], _at(2), is_all=False)
+    for _ in range(3):
+        with front.look(_at(3)):
+            clock.now += 1
+    with front.look(_at(3)) as places:
+        assert places is not None
+        assert places[0] == list(range(99, 67, -1))
 
 
 def _at(minute: int) -> datetime:

@@ -39,7 +39,7 @@ class Keeper:
             registration,
             on_held=lambda id: self.told.append(("held", id)),
             on_lost=lambda id, reason: self.told.append(("lost", id)),
-            on_beat=lambda held, wakes, dead: None,
+            on_beat=lambda held, wakes: None,
             known=lambda: None,
             long_bodies=self._bodies,
             monotonic=lambda: time.monotonic() + self.frozen_for,
@@ -185,7 +185,14 @@ async def test_a_worker_that_lost_its_lease_ends_its_runs_and_goes_on_under_a_ne
 
 def recovery_of(database: FaultyDatabase, me: UUID) -> Recovery:
     lease: Any = SimpleNamespace(is_valid=True, worker_id=me)
-    return Recovery(database, lease, interval=1.0, bloat=Bloat(), turns=Turns(), on_recovered=lambda queues: None)
+    return Recovery(
+        database,
+        lease,
+        interval=1.0,
+        bloat=Bloat(database, turns=Turns()),
+        turns=Turns(),
+        on_recovered=lambda queues: None,
+    )
 
 
 @pytest.fixture
@@ -194,7 +201,7 @@ async def ticking(database: FaultyDatabase, clock: Any) -> Any:
 
 
 async def beat(database: FaultyDatabase, id: UUID) -> bool:
-    return bool(await database.attempt("heartbeat", SHARD, id, "queue_entries", None))
+    return bool(await database.attempt("heartbeat", SHARD, id, None))
 
 
 async def test_after_an_outage_nobody_is_declared_dead_for_one_lease(
@@ -374,7 +381,14 @@ async def test_a_worker_without_a_valid_lease_recovers_nobody(database: FaultyDa
     await start(database, worker_id=dead)
     await database.attempt("end_worker", SHARD, dead, "dead")
     lease: Any = SimpleNamespace(is_valid=False, worker_id=me)
-    await Recovery(database, lease, interval=1.0, bloat=Bloat(), turns=Turns(), on_recovered=lambda queues: None).tick()
+    await Recovery(
+        database,
+        lease,
+        interval=1.0,
+        bloat=Bloat(database, turns=Turns()),
+        turns=Turns(),
+        on_recovered=lambda queues: None,
+    ).tick()
     assert sql("SELECT worker_id FROM queue_entries") == [(dead,)]
 
 

@@ -289,7 +289,7 @@ async def test_many_who_wake_the_same_sleepers_wake_each_once(
 ) -> None:
     await starter.start([new(delay=3600.0) for _ in range(100)])
     sql("UPDATE waits SET wake_at = now()")
-    await asyncio.gather(*(database.attempt("wake_due", 1, 30) for _ in range(6)))
+    await asyncio.gather(*(database.attempt("wake_due", 1, 30, None) for _ in range(6)))
     while sql("SELECT count(*) FROM waits") != [(0,)]:
-        await database.attempt("wake_due", 1, 30)
+        await database.attempt("wake_due", 1, 30, None)
     assert sql("SELECT count(*), count(DISTINCT workflow_id) FROM queue_entries") == [(100, 100)]

@@ -23,7 +23,7 @@ async def _turns_of_the_loop() -> None:
 
 async def test_what_looks_now_and_then_takes_turns(app: App, faulty: FaultyDatabase) -> None:
     async with app.worker(lease=LONG) as worker:
-        held = faulty.hold_answer("wake_due")
+        held = faulty.hold_answer("next_due")
         async with asyncio.timeout(20):
             await held.happened.wait()
         faulty.sent.clear()
@@ -46,7 +46,7 @@ async def test_a_hint_does_not_wait_for_a_turn(app: App, client: Client, faulty:
 
     async with app.worker(lease=LONG):
         await app.run(flow())  # the queue is known, and the worker hears
-        held = faulty.hold_answer("wake_due")
+        held = faulty.hold_answer("next_due")
         async with asyncio.timeout(20):
             await held.happened.wait()
         handle = await client.start(Invocation("flow"))

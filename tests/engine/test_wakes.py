@@ -16,6 +16,7 @@ import psycopg
 import pytest
 
 from perdure import App, Client, Handle, Retry, Status, WorkflowCancelled, WrongState, now, sleep, step, telemetry
+from perdure.engine.bloat import Bloat
 from perdure.engine.delivery import Delivery
 from perdure.engine.loop import Turns
 from perdure.engine.timers import Timers
@@ -77,7 +78,7 @@ def sending(*ids: UUID) -> Deed:
 
 
 def waking() -> Deed:
-    return "wake_due", [SHARD, 100]
+    return "wake_due", [SHARD, 100, None]
 
 
 @asynccontextmanager
@@ -459,9 +460,9 @@ async def test_of_many_timers_one_wakes_each_workflow(
     for run in runs:
         falls_asleep(writer, run, 0.0)
     await writer.drained()
-    await asyncio.gather(*(database.attempt("wake_due", SHARD, 7) for _ in range(30)))
+    await asyncio.gather(*(database.attempt("wake_due", SHARD, 7, None) for _ in range(30)))
     while waits(sql):
-        await database.attempt("wake_due", SHARD, 7)
+        await database.attempt("wake_due", SHARD, 7, None)
     assert entries(sql) == [(run.id, None, 1, 0) for run in sorted(runs, key=lambda run: run.id)]
 
 
@@ -860,7 +861,14 @@ async def test_deadlines_of_what_is_neither_here_nor_there_keep_no_timer_from_it
     sql("DELETE FROM queue_entries WHERE workflow_id = %s", lost)
     sql("INSERT INTO deadlines VALUES (1, %s, now() - interval '1 s')", lost)
     sleeper = await asleep(database, writer, me, 0.0)
-    timers = Timers(database, ("flow",), turns=Turns(), on_woken=lambda queues: None, on_asked=lambda ids: None)
+    timers = Timers(
+        database,
+        ("flow",),
+        bloat=Bloat(database, turns=Turns()),
+        turns=Turns(),
+        on_woken=lambda queues: None,
+        on_asked=lambda ids: None,
+    )
     for _ in range(2):
         async with asyncio.timeout(5):
             await timers.tick()

@@ -176,7 +176,7 @@ class Seed:
             (database, "_sever", severed),
             # In every fourth seed all take the queue for full of dead rows, so that looks from its front are rare.
             (bloat, "_MANY", 0 if self.number % 4 == 3 else bloat._MANY),
-            (bloat, "_DEAR_SECONDS", 0.0),
+            (bloat, "pause_after", lambda seconds: 2.0),
             (starter, "_LOCK_TIMEOUT", "0"),
             (Database, "execute", watched),
             (Transactions, "_run", watched_in_transaction),

@@ -392,9 +392,10 @@ CASES = (
     _case("held", lambda t: (SHARD, ME), _HELD, batch=5000, pages=3, rows=3),
     _case("held_among", lambda t: (SHARD, ME, t.mine()), _ENTRY),
     _case("release", lambda t: (SHARD, ME, t.mine(), BigInts([1] * BATCH), 0), _ENTRY, pages=30),
-    _case("wake_due", lambda t: (SHARD, BATCH), f"waits_due {_WAIT}", pages=40, rows=20),
-    _case("next_due", lambda t: (SHARD,), "waits_due deadlines_due", batch=1),
-    _case("due_deadlines", lambda t: (SHARD, BATCH), "deadlines_due"),
+    _case("wake_due", lambda t: (SHARD, BATCH, None), f"waits_due {_WAIT}", pages=40, rows=20),
+    _case("wake_due", lambda t: (SHARD, BATCH, LONG_AGO), f"waits_due {_WAIT}", pages=40, rows=20, label="since then"),
+    _case("next_due", lambda t: (SHARD, None), "waits_due deadlines_due", batch=1),
+    _case("due_deadlines", lambda t: (SHARD, BATCH, None), "deadlines_due"),
     _case("forget_deadlines", lambda t: (SHARD, t.mine()), _DEADLINE),
     _case("park_unknown", lambda t: (SHARD, "default", BATCH), f"{_PENDING} {_ENTRY}", pages=40, rows=40),
     # Where half of the table is parked, reading it until the batch is full is as good as the index.
@@ -406,10 +407,18 @@ CASES = (
         lambda t: (SHARD, t.id(10**9), "tests", "1", "here", 1, None, "[]", 100, 10.0, False),
         batch=1,
     ),
-    _case("heartbeat", lambda t: (SHARD, ME, "queue_entries", None), f"{_HELD} {_ENTRY}", batch=5000, pages=3, rows=3),
-    _case("heartbeat", lambda t: (SHARD, ME, "queue_entries", t.mine()), f"{_HELD} {_ENTRY}", label="among some"),
+    _case(
+        "heartbeat",
+        lambda t: (SHARD, ME, None),
+        f"{_HELD} {_ENTRY}",
+        batch=5000,
+        pages=3,
+        rows=3,
+    ),
+    _case("heartbeat", lambda t: (SHARD, ME, t.mine()), f"{_HELD} {_ENTRY}", label="among some"),
     _case("end_worker", lambda t: (SHARD, ME, "stopped"), batch=20),
     _case("bury", lambda t: (SHARD, ME), batch=20),
+    _case("ended_workers", lambda t: (SHARD, 60.0), batch=20),
     _case("orphans", lambda t: (SHARD,), _HELD, batch=20, pages=30),
     _case("recover", lambda t: (SHARD, DEAD, BATCH), f"{_HELD} {_ENTRY} {_CHECKPOINT}", pages=40, rows=80),
     _case(
@@ -569,6 +578,7 @@ UNPLANNED = {
     "probe": "reads no table",
     "clock": "reads no table",
     "notify": "reads no table",
+    "dead_rows": "reads no table",
     "installation": "reads a table of one row",
 }
 

@@ -1,109 +1,170 @@
 """Where dead rows pile up: what looks at the front of an index does so less often.
 
-The oldest that is pending, the workers that hold something: whatever is looked for in order stands at the front of an
-index, and what stood there before it is dead. PostgreSQL removes that, unless somebody holds a transaction open: then
-each such look walks over all that has died since, and the database has no time left for anything else.
+The oldest that is pending, the next timer, the workers that hold something: whatever is looked for in order stands at
+the front of an index, and what stood there before it is dead. PostgreSQL removes that, unless somebody holds a
+transaction open: then each such look walks over all that has died since, and the database has no time left for anything
+else.
 
-So the heartbeat brings along how many rows of the queue are dead. While they are many, a look that took long is
-followed by a pause that is twenty times as long: it takes a twentieth of the time at most, whatever piles up. Where few
-are dead, a look that took long says something about the machine, and nothing changes.
+So a worker asks now and then how many rows are dead. While they are many, looks from the front that take long, three in
+a row, are followed by a pause that is twenty times as long: they take a twentieth of the time at most, whatever piles
+up. One look that takes long says something about the machine, and changes nothing.
+
+In the pauses, claims go on from where they have come to (`Front`). A row is seen when it is committed, and its place is
+the time at which its statement began; so they begin a second before now at the latest, and as often as that isn't dear
+a quarter of a minute before. Only what stands before that waits for the next look from the front: what comes back to an
+earlier place (taken over from the dead, woken, let go), what a long transaction commits, and priorities that this
+worker hasn't met.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator, Iterable
+from collections import deque
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+from perdure.engine.loop import Loop, Turns
+from perdure.store.arrays import Texts
+from perdure.store.database import Database
+from perdure.store.statements import quoted
+
+TABLES = ("queue_entries", "waits")
+"""Those that rows only pass through, and of which the front is looked at."""
+_ASK_SECONDS = 10.0
 _MANY = 20_000
+_IN_A_ROW = 3
 _DEAR_SECONDS = 0.02
 _REST = 20
 _LONGEST_SECONDS = 30.0
+_LATE = timedelta(seconds=1)
+_LATER = timedelta(seconds=15)
+_MOST_PRIORITIES = 32
+_FIRST = UUID(int=0)
 
 Place = tuple[datetime, UUID]
+Places = tuple[list[int], list[datetime], list[UUID]]
+"""Priorities, highest first, and for each of them the time and the id from which to go on."""
 
 
-class Bloat:
-    """How many rows of the queue are dead, as of the last beat."""
+class Bloat(Loop):
+    """How many rows are dead in the worst table."""
 
-    __slots__ = ("dead",)
+    name = "bloat"
 
-    def __init__(self) -> None:
+    def __init__(self, database: Database, *, turns: Turns) -> None:
+        super().__init__(_ASK_SECONDS, turns=turns)
+        self._database = database
+        self._tables = Texts(f"{quoted(database.settings.schema)}.{table}" for table in TABLES)
+        self._answers: deque[float] = deque(maxlen=_IN_A_ROW)
         self.dead = 0
+
+    async def tick(self) -> float | None:
+        async with self.turns.turn():
+            began = now()
+            (row,) = await self._database.attempt("dead_rows", self._tables)
+            self._answers.append(now() - began)
+        self.dead = row.dead
+        return None
 
     @property
     def is_heavy(self) -> bool:
+        """Whether they are many."""
         return self.dead >= _MANY
+
+    @property
+    def answer_seconds(self) -> float:
+        """What any answer takes, of a statement that walks over nothing."""
+        return min(self._answers, default=0.0)
 
 
 class Pace:
     """When one kind of look may be taken again."""
 
-    __slots__ = ("_bloat", "_due")
+    __slots__ = ("_bloat", "_due", "_took")
 
     def __init__(self, bloat: Bloat) -> None:
         self._bloat = bloat
         self._due = 0.0
+        self._took: deque[float] = deque(maxlen=_IN_A_ROW)
 
     @property
     def is_due(self) -> bool:
         """Whether it may be taken now."""
-        return _now() >= self._due
+        return now() >= self._due
 
     @contextmanager
     def look(self) -> Generator[None]:
         """It is taken, in the block."""
-        began = _now()
+        began = now()
         try:
             yield
         finally:
-            ended = _now()
-            if self._bloat.is_heavy and ended - began >= _DEAR_SECONDS:
-                self._due = ended + min(_REST * (ended - began), _LONGEST_SECONDS)
+            ended = now()
+            self._took.append(ended - began)
+            if self._bloat.is_heavy and len(self._took) == _IN_A_ROW:
+                self._due = ended + pause_after(min(self._took) - self._bloat.answer_seconds)
 
 
-class Front(Pace):
-    """The front of a queue, and how far claims have come from there: in each priority, to the last one that was taken.
+class Front:
+    """The front of a queue, and how far claims have come from there in each priority."""
 
-    Before that stands what has come back (taken over, woken, let go) or came late (a long transaction), and priorities
-    that haven't been seen yet: a look from the front finds them.
-    """
-
-    __slots__ = ("_places",)
+    __slots__ = ("_from_before", "_places", "_whole")
 
     def __init__(self, bloat: Bloat) -> None:
-        super().__init__(bloat)
+        self._whole = Pace(bloat)
+        self._from_before = Pace(bloat)
         self._places: dict[int, Place] = {}
 
-    @property
-    def is_known(self) -> bool:
-        """Whether claims have come anywhere yet."""
-        return bool(self._places)
+    @contextmanager
+    def look(self, time: datetime) -> Generator[Places | None]:
+        """Claim in the block, from these places; None: from the front.
 
-    @property
-    def places(self) -> tuple[list[int], list[datetime], list[UUID]]:
-        """How far they have come: priorities, highest first, with the times and ids of the last ones."""
-        priorities = sorted(self._places, reverse=True)
-        return (
-            priorities,
-            [self._places[each][0] for each in priorities],
-            [self._places[each][1] for each in priorities],
-        )
+        Args:
+            time: The database's.
+        """
+        if self._whole.is_due:
+            with self._whole.look():
+                yield None
+        elif self._from_before.is_due:
+            with self._from_before.look():
+                yield self._no_later_than(time - _LATER)
+        else:
+            yield self._no_later_than(time - _LATE)
 
-    def came_to(self, rows: Iterable[Any], *, goes_on: bool) -> None:
-        """These were claimed; `goes_on`: from the front, and there are more behind them."""
+    def came_to(self, rows: Sequence[Any], time: datetime, *, is_all: bool) -> None:
+        """These were claimed.
+
+        Args:
+            rows: As the claim returned them.
+            time: The database's, when it was sent.
+            is_all: Whether there is nothing behind them.
+        """
         last: dict[int, Place] = {}
         for row in rows:
-            place = (row.enqueued_at, row.workflow_id)
+            place = (row.enqueued_at.astimezone(UTC), row.workflow_id)
             last[row.priority] = max(last.get(row.priority, place), place)
-        for priority, place in last.items():
-            # What has come back is old: claims go on where they were, unless there is so much of it that they begin
-            # anew there (a clock that was set back).
-            self._places[priority] = place if goes_on else max(self._places.get(priority, place), place)
+        for priority in last:
+            self._places[priority] = self._places.pop(priority, (time, _FIRST))  # met last
+        while len(self._places) > _MOST_PRIORITIES:
+            del self._places[next(iter(self._places))]
+        for priority in [*self._places, 0] if is_all else [each for each in self._places if each > min(last)]:
+            self._places[priority] = (time, _FIRST)  # nothing is left there
+        if not is_all:
+            self._places[min(last)] = last[min(last)]
+
+    def _no_later_than(self, time: datetime) -> Places:
+        priorities = sorted(self._places, reverse=True)
+        places = [min(self._places[priority], (time, _FIRST)) for priority in priorities]
+        return priorities, [at for at, _ in places], [id for _, id in places]
 
 
-def _now() -> float:
+def pause_after(seconds: float) -> float:
+    """How long to leave it after looks that took so long."""
+    return min(_REST * seconds, _LONGEST_SECONDS) if seconds >= _DEAR_SECONDS else 0.0
+
+
+def now() -> float:
     return asyncio.get_running_loop().time()

@@ -10,8 +10,8 @@ heartbeat, twice running): what the database says we hold and we don't know is r
 is ended. Claims and reconciliation are one task, so neither sees the other half-way. What is being started here
 (claimed at its birth) counts as known from before its statement is sent.
 
-Where many rows of the queue are dead and can't be removed, claims go on from where they have come to, and the heartbeat
-counts only what is known here: then memory and database are compared every minute (bloat.py).
+Where many rows are dead and can't be removed, claims go on from where they have come to, and the heartbeat counts only
+what is known here: so memory and database are compared every minute, and not by its count (bloat.py).
 
 The history of a workflow that ran before (epoch > 1) is loaded in a second statement: the first one's snapshot is older
 than its locks, and may miss what the former worker committed while the claim waited for it.
@@ -118,10 +118,11 @@ class Claimer(Loop):
 
     def beat(self, held: int) -> None:
         """The heartbeat counted this many entries of ours."""
-        if self._bloat.is_heavy and self._held.is_due:
-            now = asyncio.get_running_loop().time()
-            if now - self._compared_at >= _COMPARE_SECONDS:
+        if self._bloat.is_heavy:
+            since = asyncio.get_running_loop().time() - self._compared_at
+            if since >= _COMPARE_SECONDS and self._held.is_due:
                 self.doubt()
+            return
         in_flight = self._writer.backlog + len(self._executor.reserved) + len(self._releases)
         if abs(held - self._executor.held) <= in_flight:
             self._disagreements = 0
@@ -225,11 +226,13 @@ class Claimer(Loop):
         """The queues to look at now; asks the database where there is no better knowledge, and now and then anyway."""
         now = asyncio.get_running_loop().time()
         known = [*self._hinted, *(queue for queue in self._hot if queue not in self._hinted)]
-        if (known and now - self._polled_at < _POLL_SECONDS) or not self._pending.is_due:
+        if known and now - self._polled_at < _POLL_SECONDS:
             return known
         self._polled_at = now
         if self._queues is not None:
             return list(self._queues)
+        if not self._pending.is_due:
+            return list(dict.fromkeys([*known, *self._fronts]))
         with self._pending.look():
             return [row.queue for row in await self._database.attempt("pending_queues", SHARD)]
 
@@ -262,17 +265,17 @@ class Claimer(Loop):
     async def _taken(self, worker_id: UUID, queue: str, limit: int) -> Sequence[Any]:
         """The rows of a claim, from the front of the queue where that isn't too dear now."""
         front = self._fronts.setdefault(queue, Front(self._bloat))
+        time = self._lease.time()
         claim = (SHARD, worker_id, queue, self._names, limit, self._only_versions, self._version)
-        if front.is_known and not front.is_due:
-            priorities, times, ids = front.places
-            rows = await self._database.attempt("claim_further", *claim, Ints(priorities), Times(times), Uuids(ids))
-            front.came_to(rows, goes_on=False)
-            return rows
-        with front.look():
-            rows = await self._database.attempt("claim", *claim)
-            if not rows:
-                await self._look_for_unknown(queue)
-        front.came_to(rows, goes_on=len(rows) == limit)
+        with front.look(time) as places:
+            if places is None:
+                rows = await self._database.attempt("claim", *claim)
+            else:
+                priorities, times, ids = places
+                rows = await self._database.attempt("claim_further", *claim, Ints(priorities), Times(times), Uuids(ids))
+        front.came_to(rows, time, is_all=len(rows) < limit)
+        if not rows and places is None:
+            await self._look_for_unknown(queue)
         return rows
 
     async def _loaded(self, rows: Sequence[Any], worker_id: UUID) -> list[Claim]:

@@ -42,7 +42,7 @@ from perdure.model.ids import new_id
 from perdure.store.arrays import BigInts, Floats, Ints, Texts, Uuids
 from perdure.store.database import Connect, Database, Interrupted
 from perdure.store.pauses import backoff
-from perdure.store.statements import SHARD, quoted
+from perdure.store.statements import SHARD
 
 _BEATS_A_LEASE = 4
 _PATIENT_SECONDS = 5.0
@@ -82,7 +82,7 @@ class Lease:
         *,
         on_held: Callable[[UUID], None],
         on_lost: Callable[[UUID, str], None],
-        on_beat: Callable[[int, int, int], None],
+        on_beat: Callable[[int, int], None],
         known: Callable[[], Sequence[UUID] | None],
         long_bodies: Callable[[float], Sequence[Body]],
         connect: Connect | None = None,
@@ -98,7 +98,6 @@ class Lease:
         self._on_lost = on_lost
         self._on_beat = on_beat
         self._known = known
-        self._table = f"{quoted(settings.schema)}.queue_entries"
         self._long_bodies = long_bodies
         self._connect = connect
         self._monotonic = monotonic
@@ -253,7 +252,7 @@ class Lease:
             sent = self._monotonic()
             known = self._known()
             beat = asyncio.ensure_future(
-                database.attempt("heartbeat", SHARD, id, self._table, None if known is None else Uuids(known))
+                database.attempt("heartbeat", SHARD, id, None if known is None else Uuids(known))
             )
             # Not cancelled before it is given up: the driver would wait for the server to agree.
             await asyncio.wait({beat}, timeout=max(0.0, self._valid_until - sent))
@@ -273,7 +272,7 @@ class Lease:
                 return "this process was frozen for longer than the lease"
             self._valid_until = sent + self._seconds
             self._read_clock(rows[0].now, sent)
-            self._call(self._on_beat, *rows[0].held, rows[0].dead)
+            self._call(self._on_beat, *rows[0].held)
             pause = self._beat_seconds
             await self._show_bodies(database, id)
         return None

@@ -28,6 +28,7 @@ from perdure.store.database import Database
 from perdure.store.statements import SHARD
 
 _BATCH = 500
+_ENDED_SECONDS = 60.0
 _FORGET_SECONDS = 86_400.0
 _FORGET_EVERY = 600
 
@@ -51,6 +52,7 @@ class Recovery(Loop):
         self._database = database
         self._lease = lease
         self._orphans = Pace(bloat)
+        self._recovered: set[UUID] = set()
         self._on_recovered = on_recovered
         self._ticks = 0
 
@@ -63,15 +65,24 @@ class Recovery(Loop):
     async def _look(self) -> None:
         for dead in await self._database.attempt("bury", SHARD, self._lease.worker_id):
             telemetry.emit(telemetry.WorkerBuried(worker_id=dead.id, host=dead.host, pid=dead.pid))
-            await self._recover(dead.id)
         if self._orphans.is_due:
             with self._orphans.look():
-                orphans = await self._database.attempt("orphans", SHARD)
-            for orphan in orphans:
+                rows = await self._database.attempt("orphans", SHARD)
+            for orphan in rows:
                 await self._recover(orphan.worker_id)
+        else:
+            await self._recover_those_that_ended()
         if self._ticks % _FORGET_EVERY == 0:
             await self._database.attempt("forget_workers", SHARD, _FORGET_SECONDS)
         self._ticks += 1
+
+    async def _recover_those_that_ended(self) -> None:
+        """What else stands under their ids, a claim that was still on its way, the next look at all entries finds."""
+        ended = {row.id for row in await self._database.attempt("ended_workers", SHARD, _ENDED_SECONDS)}
+        self._recovered &= ended
+        for id in ended - self._recovered:
+            await self._recover(id)
+            self._recovered.add(id)
 
     async def _recover(self, dead: UUID) -> None:
         """Make everything that a dead worker held pending again."""

@@ -2,17 +2,23 @@
 
 Sleeping workflows, pauses between attempts, delayed starts and limits of time are rows of `waits`; deadlines are rows
 of their own, because a workflow has one whether it waits or not. A deadline that has passed is a request to end
-(`cancel`), like an operator's. It is forgotten only when that is done: should the process die in between, the next look
-does it again, and finds the request there.
+(`cancel`), like an operator's. It is forgotten only when that is done: should the process die in between, the next
+look does it again, and finds the request there.
+
+Where dead rows can't be removed, looks leave out what was due a minute before the last one, which found nothing left;
+what was committed later than that is found by a look from the front, now and then (bloat.py).
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from datetime import datetime, timedelta
 from uuid import UUID
 
 from perdure import failures, telemetry
+from perdure.engine.bloat import Bloat, Pace
 from perdure.engine.loop import Loop, Turns
 from perdure.errors import DeadlineExceeded
 from perdure.model.keys import DEADLINE
@@ -22,6 +28,7 @@ from perdure.store.statements import SHARD
 
 _BATCH = 500
 _LOOK_SECONDS = 1.0
+_LATE = timedelta(minutes=1)
 
 
 class Timers(Loop):
@@ -34,6 +41,7 @@ class Timers(Loop):
         database: Database,
         names: tuple[str, ...],
         *,
+        bloat: Bloat,
         turns: Turns,
         on_woken: Callable[[set[str]], None],
         on_asked: Callable[[Iterable[UUID]], None],
@@ -43,6 +51,8 @@ class Timers(Loop):
         self._names = Texts(names)
         self._on_woken = on_woken
         self._on_asked = on_asked
+        self._front = Pace(bloat)
+        self._since: datetime | None = None
         self._ticks = 0
 
     async def tick(self) -> float | None:
@@ -50,11 +60,12 @@ class Timers(Loop):
             return await self._look()
 
     async def _look(self) -> float | None:
+        since = None if self._front.is_due else self._since
+        with nullcontext() if since is not None else self._front.look():
+            (next_due,) = await self._database.attempt("next_due", SHARD, since)
         woken: set[str] = set()
-        while rows := await self._database.attempt("wake_due", SHARD, _BATCH):
-            woken.update(row.queue for row in rows)
-        while due := await self._database.attempt("due_deadlines", SHARD, _BATCH):
-            woken |= await self._end([row.workflow_id for row in due])
+        if next_due.seconds is not None and next_due.seconds <= 0:
+            woken |= await self._wake(since)
         if self._ticks % 30 == 0:
             # Parked for want of a worker that knows them: at our registration, and for whoever parked them since.
             while rows := await self._database.attempt("unpark", SHARD, self._names, _BATCH):
@@ -63,8 +74,18 @@ class Timers(Loop):
         if woken:
             telemetry.emit(telemetry.WorkflowsWoken(queues=tuple(sorted(woken))))
             self._on_woken(woken)
-        (next_due,) = await self._database.attempt("next_due", SHARD)
+            (next_due,) = await self._database.attempt("next_due", SHARD, since)
+        self._since = next_due.now - _LATE
         return None if next_due.seconds is None else max(0.001, min(_LOOK_SECONDS, next_due.seconds))
+
+    async def _wake(self, since: datetime | None) -> set[str]:
+        """Wake all that is due; returns the queues in which something is pending now."""
+        woken: set[str] = set()
+        while rows := await self._database.attempt("wake_due", SHARD, _BATCH, since):
+            woken.update(row.queue for row in rows)
+        while due := await self._database.attempt("due_deadlines", SHARD, _BATCH, since):
+            woken |= await self._end([row.workflow_id for row in due])
+        return woken
 
     async def _end(self, ids: list[UUID]) -> set[str]:
         """The time of these is over; returns the queues in which they are pending now."""

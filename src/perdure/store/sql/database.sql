@@ -8,10 +8,12 @@ SELECT pg_catalog.current_setting('server_version_num')::int4 AS server_version,
 
 -- :name notify
 -- A coalesced hint, from a connection of its own after the commit. $1 channel text · $2 payloads text[]
--- It is sent when it is committed, not when that is on disk: for a hint, nobody waits for the disk.
-SELECT pg_catalog.pg_notify($1::text, item.payload)
-FROM unnest($2::text[]) AS item (payload),
-     pg_catalog.set_config('synchronous_commit', 'off', true) AS setting;
+SELECT pg_catalog.pg_notify($1::text, item.payload) FROM unnest($2::text[]) AS item (payload);
+
+-- :name dead_rows
+-- How many rows are dead, in the table that has most of them: a statistic, a moment old. $1 tables text[]
+SELECT COALESCE(pg_catalog.max(pg_catalog.pg_stat_get_dead_tuples(pg_catalog.to_regclass(item.name))), 0) AS dead
+FROM unnest($1::text[]) AS item (name);
 
 -- :name installation
 -- Which installation this is: two connections that show the same id write to the same tables. $1 shard int4

@@ -769,10 +769,11 @@ FROM unnest($3::uuid[], $4::int8[]) AS item (id, after),
          OFFSET 0) AS asked ON true;
 
 -- :name due_deadlines
--- Workflows whose deadline has passed, ended or not. Locks nothing. $1 shard int4 · $2 limit int4
+-- Workflows whose deadline has passed, ended or not. Locks nothing.
+-- $1 shard int4 · $2 limit int4 · $3 timestamptz: none that passed before (null: all)
 SELECT workflow_id
 FROM perdure.deadlines
-WHERE shard = $1::int4 AND due_at <= perdure.now()
+WHERE shard = $1::int4 AND due_at <= perdure.now() AND due_at >= COALESCE($3::timestamptz, '-infinity')
 ORDER BY due_at
 LIMIT $2::int4;
 

@@ -135,13 +135,13 @@ RETURNING workflow_id, queue;
 -- :name wake_due
 -- waiting -> pending, for timers and delayed starts that are due. Any worker; only who deletes the waits row inserts the entry.
 -- In no order: it waits for no lock, they keep their place, and a sort would read all that are due for each batch.
--- $1 shard int4 · $2 limit int4
+-- $1 shard int4 · $2 limit int4 · $3 timestamptz: none that was due before (null: all); see engine/bloat.py
 WITH due AS (
     DELETE FROM perdure.waits
     WHERE shard = $1::int4
       AND workflow_id = ANY (ARRAY(
           SELECT workflow_id FROM perdure.waits
-          WHERE shard = $1::int4 AND wake_at <= perdure.now()
+          WHERE shard = $1::int4 AND wake_at <= perdure.now() AND wake_at >= COALESCE($3::timestamptz, '-infinity')
           LIMIT $2::int4
           FOR UPDATE SKIP LOCKED))
     RETURNING workflow_id, queue, name, priority, partition, enqueued_at, started_at, epoch, recoveries, stalls,
@@ -157,17 +157,20 @@ WITH due AS (
 SELECT DISTINCT queue FROM due;
 
 -- :name next_due
--- In how many seconds the next timer is due; null: there is none.
--- $1 shard int4
-SELECT pg_catalog.date_part('epoch', LEAST(
-    (SELECT wake_at FROM perdure.waits
-     WHERE shard = $1::int4 AND wake_at IS NOT NULL
-     ORDER BY wake_at
-     LIMIT 1),
-    (SELECT due_at FROM perdure.deadlines
-     WHERE shard = $1::int4
-     ORDER BY due_at
-     LIMIT 1)) - perdure.now()) AS seconds;
+-- In how many seconds the next timer is due; null: there is none. And what time it is.
+-- $1 shard int4 · $2 timestamptz: none that was due before (null: all)
+SELECT CASE WHEN pg_catalog.isfinite(next.at) THEN pg_catalog.date_part('epoch', next.at - perdure.now())
+            WHEN next.at < perdure.now() THEN 0 END AS seconds,
+       perdure.now() AS now
+FROM (SELECT LEAST(
+          (SELECT wake_at FROM perdure.waits
+           WHERE shard = $1::int4 AND wake_at >= COALESCE($2::timestamptz, '-infinity')
+           ORDER BY wake_at
+           LIMIT 1),
+          (SELECT due_at FROM perdure.deadlines
+           WHERE shard = $1::int4 AND due_at >= COALESCE($2::timestamptz, '-infinity')
+           ORDER BY due_at
+           LIMIT 1)) AS at) AS next;
 
 -- :name park_unknown
 -- pending -> waiting, for the oldest $3 entries of a queue if no live worker knows their names: they would stand in

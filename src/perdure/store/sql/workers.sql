@@ -16,26 +16,25 @@ ON CONFLICT (shard, id) DO NOTHING;
 -- The lease of a worker goes on. Its thread, a few times a lease. No row: the lease is lost, and nothing revives it.
 -- Where the clock was set back it has been held since now: what lies in the future says nothing. The same where beats
 -- were missed: what kept them from coming may have kept others' as well.
--- $1 shard int4 · $2 id uuid · $3 the table of entries text · $4 ids uuid[] of those that it knows of (null: all)
--- held: how many entries it holds, and how often those were woken; dead: how many rows of the table are dead. Where these
--- are many, its own are looked up by their ids: queue_entries_running would lead over all that it ever held.
+-- $1 shard int4 · $2 id uuid · $3 ids uuid[] of those that it knows of (null: all)
+-- held: how many entries it holds, and how often those were woken. Where many rows are dead, they are looked up by id:
+-- queue_entries_running leads over all that it ever held.
 UPDATE perdure.worker_rows
 SET heartbeat_at = perdure.now(),
     held_since = CASE WHEN heartbeat_at + pg_catalog.make_interval(secs => lease_seconds / 2) < perdure.now()
                       THEN perdure.now() ELSE LEAST(held_since, perdure.now()) END,
     expires_at = perdure.now() + pg_catalog.make_interval(secs => lease_seconds)
 WHERE shard = $1::int4 AND id = $2::uuid AND status = 'live' AND expires_at > perdure.now()
-RETURNING CASE WHEN $4::uuid[] IS NULL THEN
+RETURNING CASE WHEN $3::uuid[] IS NULL THEN
               (SELECT ARRAY[pg_catalog.count(*), COALESCE(pg_catalog.sum(wakes), 0)::int8]
                FROM perdure.queue_entries
                WHERE shard = $1::int4 AND worker_id = $2::uuid)
           ELSE
               (SELECT ARRAY[pg_catalog.count(*), COALESCE(pg_catalog.sum(wakes), 0)::int8]
                FROM perdure.queue_entries
-               WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT unnest($4::uuid[])))
+               WHERE shard = $1::int4 AND workflow_id = ANY (ARRAY(SELECT unnest($3::uuid[])))
                  AND worker_id IS NOT DISTINCT FROM $2::uuid)
           END AS held,
-          COALESCE(pg_catalog.pg_stat_get_dead_tuples(pg_catalog.to_regclass($3::text)), 0) AS dead,
           perdure.now() AS now;
 
 -- :name end_worker
@@ -96,6 +95,11 @@ FROM holder
 WHERE holder.worker_id IS NOT NULL
   AND NOT EXISTS (SELECT 1 FROM perdure.worker_rows AS worker
                   WHERE worker.shard = $1::int4 AND worker.id = holder.worker_id AND worker.status = 'live');
+
+-- :name ended_workers
+-- Whose end isn't long ago. $1 shard int4 · $2 float8 in seconds
+SELECT id FROM perdure.worker_rows
+WHERE shard = $1::int4 AND status <> 'live' AND ended_at > perdure.now() - pg_catalog.make_interval(secs => $2::float8);
 
 -- :name recover
 -- running -> pending, for the entries of a worker that is dead: in batches; they keep their place. A run that recorded
