@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.bench import Bench, server
+from benchmarks.bench import Bench, server, sync_milliseconds
 from benchmarks.figures import Curve, Figure, table
 from benchmarks.plots import draw
 from perdure import __version__
@@ -40,8 +40,8 @@ MEASUREMENTS = (
     "children",
     "streaming",
 )
-REQUIRED = ("matplotlib", "dbos", "absurd_sdk", "absurdctl", "pgqueuer", "asyncpg", "procrastinate")
-"""What draws, and the peers that `drain` runs, with what they need."""
+REQUIRED = ("matplotlib", "uvloop", "dbos", "absurd_sdk", "absurdctl", "pgqueuer", "asyncpg", "procrastinate")
+"""What draws, what workers run on, and the peers that `drain` runs, with what they need."""
 RESULTS = Path(__file__).parent / "results"
 LATEST = RESULTS / "latest.json"
 
@@ -69,8 +69,8 @@ def main() -> int:
             figures[name] = [each for each in found if isinstance(each, Figure)]
             curves[name] = [each for each in found if isinstance(each, Curve)]
             print(f"\n{table(f'{name}: {_first_line(measurement)}', figures[name])}", flush=True)
-        version = cluster.status().version
-    _keep(figures, curves, options, version)
+        version, sync = cluster.status().version, sync_milliseconds(cluster.directory)
+    _keep(figures, curves, options, version, sync)
     failed = [figure for all in figures.values() for figure in all if figure.passed is False]
     print(f"\n{'FAIL' if failed else 'PASS'}: {len(failed)} targets missed; {LATEST}")
     return 1 if failed else 0
@@ -97,7 +97,11 @@ def _first_line(measurement: Any) -> str:
 
 
 def _keep(
-    figures: dict[str, list[Figure]], curves: dict[str, list[Curve]], options: argparse.Namespace, version: str | None
+    figures: dict[str, list[Figure]],
+    curves: dict[str, list[Curve]],
+    options: argparse.Namespace,
+    version: str | None,
+    sync: float,
 ) -> None:
     """As JSON, and drawn."""
     RESULTS.mkdir(exist_ok=True)
@@ -109,6 +113,7 @@ def _keep(
         "quick": options.quick,
         "repeats": options.repeats,
         "processors": os.cpu_count(),
+        "fdatasync_ms": round(sync, 3),
         "figures": {name: [figure.as_dict() for figure in all] for name, all in figures.items()},
         "curves": {name: [curve.as_dict() for curve in all] for name, all in curves.items() if all},
     }

@@ -113,11 +113,11 @@ def server() -> Generator[Cluster]:
                 row = connection.execute(f"SHOW {name}".encode()).fetchone()
                 assert row == (wanted,), f"{name} is {row}, so nothing that is measured here would be durable"
                 print(f"SHOW {name}: {wanted}")
-        print(f"one 8 kB fdatasync: {_sync_milliseconds(cluster.directory):.2f} ms; {os.cpu_count()} processors")
+        print(f"one 8 kB fdatasync: {sync_milliseconds(cluster.directory):.2f} ms; {os.cpu_count()} processors")
         yield cluster
 
 
-def _sync_milliseconds(folder: Path) -> float:
+def sync_milliseconds(folder: Path) -> float:
     """What a commit waits for: on a disk that lies, or in memory, this is nothing."""
     path, times = folder / "fdatasync", []
     file = os.open(path, os.O_WRONLY | os.O_CREAT)

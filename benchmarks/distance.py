@@ -1,15 +1,16 @@
-"""What distance costs, and what a second server brings: a backlog drained over longer and longer ways, and on two.
+"""What distance and a slow disk cost, and what a second server brings: a backlog, drained in worse conditions.
 
-The way is a proxy that delays everything. A workflow needs two round trips at least, to be claimed and to be written,
-but shares them with whatever else is claimed and written at that time: so many in flight hide most of it. The two
-servers stand beside each other, each with a worker of its own, and share the processors of one machine: together they
-can't do more than one that has both, only as much.
+The way is a proxy that delays everything; the disk is made slower by `commit_delay`. A claim waits for both, but shares
+them with whatever else is claimed at that time: so many in flight hide most of it. The two servers stand beside each
+other, each with a worker of its own, and share the processors of one machine.
 """
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from statistics import median
 from tempfile import TemporaryDirectory
 
@@ -22,29 +23,54 @@ from benchmarks.processes import role
 from perdure import embedded
 
 ROUND_TRIPS = (0, 1, 5, 20)
+SLOWER_COMMITS = (2, 10)
 CONCURRENCIES = (100, 1_000)
 _FURTHEST_ALLOWED = 0.5
 
 
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How far away the server is.
+
+    Attributes:
+        concurrency: How many workflows are in flight.
+        round_trip: In ms.
+        commit: By how many ms a commit is slower.
+    """
+
+    concurrency: int
+    round_trip: int = 0
+    commit: int = 0
+
+    def __str__(self) -> str:
+        what = f"commits {self.commit} ms slower" if self.commit else f"{self.round_trip} ms away"
+        return f"{self.concurrency} in flight, {what}"
+
+
+WAYS = [
+    Way(concurrency, *far)
+    for concurrency in CONCURRENCIES
+    for far in (*((each, 0) for each in ROUND_TRIPS), *((0, each) for each in SLOWER_COMMITS))
+]
+MOST = CONCURRENCIES[-1]
+
+
 def measure(bench: Bench) -> list[Figure | Curve]:
-    """Over each way in turn, with few and with many in flight; then on two servers."""
-    rates: dict[tuple[int, int], list[float]] = {
-        (concurrency, milliseconds): [] for concurrency in CONCURRENCIES for milliseconds in ROUND_TRIPS
-    }
+    """Each way in turn, with few and with many in flight; then on two servers."""
+    rates: dict[Way, list[float]] = {way: [] for way in WAYS}
     together: list[float] = []
     for _ in range(bench.repeats):
-        for (concurrency, milliseconds), found in rates.items():
-            found.append(_over(bench, milliseconds, concurrency))
+        for way, found in rates.items():
+            found.append(_rate(bench, way))
         together.append(_on_two(bench))
-    most = CONCURRENCIES[-1]
     figures: list[Figure | Curve] = [
-        Figure(name=_name(*key), unit="workflows/s", values=found) for key, found in rates.items()
+        Figure(name=str(way), unit="workflows/s", values=found) for way, found in rates.items()
     ]
     for milliseconds in ROUND_TRIPS[1:]:
-        pairs = zip(rates[most, milliseconds], rates[most, 0], strict=True)
+        pairs = zip(rates[Way(MOST, milliseconds)], rates[Way(MOST)], strict=True)
         figures.append(
             Figure(
-                name=f"{_name(most, milliseconds)} / none",
+                name=f"{Way(MOST, milliseconds)} / beside it",
                 unit="times",
                 values=[far / near for far, near in pairs],
                 target=_FURTHEST_ALLOWED,
@@ -55,7 +81,7 @@ def measure(bench: Bench) -> list[Figure | Curve]:
         Curve(
             name=f"{concurrency} in flight",
             x=ROUND_TRIPS,
-            y=[median(rates[concurrency, milliseconds]) for milliseconds in ROUND_TRIPS],
+            y=[median(rates[Way(concurrency, each)]) for each in ROUND_TRIPS],
             across="ms of a round trip",
             up="workflows/s",
         )
@@ -64,16 +90,29 @@ def measure(bench: Bench) -> list[Figure | Curve]:
     return figures
 
 
-def _name(concurrency: int, milliseconds: int) -> str:
-    return f"{concurrency} in flight, {milliseconds} ms"
-
-
-def _over(bench: Bench, milliseconds: int, concurrency: int) -> float:
+def _rate(bench: Bench, way: Way) -> float:
     """By one worker, all of whose connections go the long way."""
     given = conninfo_to_dict(bench.cluster.url)
     name = f".s.PGSQL.{given.get('port', 5432)}"
-    with TemporaryDirectory() as folder, role("proxy", f"{given['host']}/{name}", f"{folder}/{name}", milliseconds):
-        return drain(bench, [("worker", concurrency)], url=make_conninfo(bench.cluster.url, host=folder)).rate
+    with (
+        _slower_commits(bench, way.commit),
+        TemporaryDirectory() as folder,
+        role("proxy", f"{given['host']}/{name}", f"{folder}/{name}", way.round_trip),
+    ):
+        return drain(bench, [("worker", way.concurrency)], url=make_conninfo(bench.cluster.url, host=folder)).rate
+
+
+@contextmanager
+def _slower_commits(bench: Bench, milliseconds: int) -> Generator[None]:
+    """For sessions that begin in the block."""
+    with bench.connect() as connection:
+        connection.execute("ALTER ROLE CURRENT_USER SET commit_siblings = 0")
+        connection.execute(f"ALTER ROLE CURRENT_USER SET commit_delay = {milliseconds * 1000}".encode())
+        try:
+            yield
+        finally:
+            connection.execute("ALTER ROLE CURRENT_USER RESET commit_delay")
+            connection.execute("ALTER ROLE CURRENT_USER RESET commit_siblings")
 
 
 def _on_two(bench: Bench) -> float:
@@ -81,6 +120,6 @@ def _on_two(bench: Bench) -> float:
     with embedded.temporary(SETTINGS) as other, ThreadPoolExecutor(1) as threads:
         with bench.connect(other.url) as connection:
             connection.execute("CREATE EXTENSION pg_stat_statements")
-        second = threads.submit(drain, replace(bench, cluster=other), [("worker", CONCURRENCIES[-1])])
-        first = drain(bench, [("worker", CONCURRENCIES[-1])])
+        second = threads.submit(drain, replace(bench, cluster=other), [("worker", MOST)])
+        first = drain(bench, [("worker", MOST)])
         return first.rate + second.result().rate

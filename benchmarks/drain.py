@@ -127,9 +127,11 @@ def drain(bench: Bench, workers: Sequence[tuple[Any, ...]], *, url: str | None =
             count,
             left=f"SELECT count(*) FROM {schema}.queue_entries",
             drained=f"""
-                SELECT extract(epoch FROM max(workflow.completed_at) - min(workflow.started_at))::float8, count(*)
-                FROM {schema}.workflows AS workflow JOIN {schema}.checkpoints AS step ON step.workflow_id = workflow.id
-                WHERE workflow.status = 'success' AND step.kind = 'step' AND step.status = 'success'
+                SELECT extract(epoch FROM max(created_at) FILTER (WHERE kind = 'result')
+                                          - min(started_at) FILTER (WHERE kind = 'result'))::float8,
+                       LEAST(count(*) FILTER (WHERE kind = 'result'), count(*) FILTER (WHERE kind = 'step'))
+                FROM {schema}.checkpoints
+                WHERE status = 'success'
                 """,
             go=f"UPDATE {schema}.queue_rows SET paused = false",
             env=env,

@@ -41,8 +41,8 @@ class Figure:
 
     @property
     def ratio(self) -> float | None:
-        """How far the median is on the good side of the target: 1 is just enough, 2 twice as good."""
-        if self.target is None or not self.median or not self.target:
+        """How far the median is on the good side of the target: 1 is just enough, 2 twice as good; None: no ratio."""
+        if self.target is None or self.median <= 0 or not self.target:
             return None
         return self.median / self.target if self.better == "more" else self.target / self.median
 

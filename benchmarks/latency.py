@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import statistics
 import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from uuid import uuid4
 
 import psycopg
+import uvloop
 
 from benchmarks.bench import Bench
 from benchmarks.figures import Curve, Figure, distribution
@@ -35,7 +39,8 @@ def measure(bench: Bench) -> list[Figure | Curve]:
         inserts.append(statistics.median(insert))
         runs.append(statistics.median(run))
         tails.append(statistics.quantiles(run, n=100)[98])
-        rates.append(asyncio.run(_rate(bench, bench.fresh_schema())))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # as in `perdure worker`
+            rates.append(runner.run(_rate(bench, bench.fresh_schema())))
     ratios = [run / insert for run, insert in zip(runs, inserts, strict=True)]
     return [
         Figure(name="one durable insert, p50", unit="ms", values=inserts, better="less"),
@@ -73,7 +78,7 @@ async def _rate(bench: Bench, schema: str) -> float:
     """How many a second, with many callers in the worker's own process."""
     app = App("benchmarks", include=[one_step], database_url=bench.cluster.url, schema=schema)
     each = bench.count(EACH)
-    async with app, app.worker(concurrency=CALLERS):
+    async with app, app.worker(concurrency=CALLERS), _left_alone_by_the_collector():
 
         async def caller(count: int) -> None:
             for _ in range(count):
@@ -83,3 +88,16 @@ async def _rate(bench: Bench, schema: str) -> float:
         began = time.perf_counter()
         await asyncio.gather(*(caller(each) for _ in range(CALLERS)))
         return CALLERS * each / (time.perf_counter() - began)
+
+
+@asynccontextmanager
+async def _left_alone_by_the_collector() -> AsyncGenerator[None]:
+    """As `perdure worker` does, and how-to/run-workers.md says."""
+    thresholds = gc.get_threshold()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 100)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.unfreeze()
