@@ -37,10 +37,12 @@ from collections.abc import Callable, Generator, Sized
 from contextlib import contextmanager
 from contextvars import Context
 from heapq import heappop, heappush
-from typing import Any
+from typing import Any, Final
 
 from perdure.engine import foreign
 
+_NO_TASKS: Final[set[asyncio.Task[Any]]] = set()
+_NO_TURNS: Final[deque[Any]] = deque()
 _QUIET_TURNS = 4
 _MANY = 8
 
@@ -111,8 +113,9 @@ class Delivery:
         """All tasks of the run that haven't ended."""
         self._awake: set[asyncio.Task[Any]] = set()  # those that run code of the workflow, not waiting here
         self._peak = 0  # how many those were
-        self._dormant: set[asyncio.Task[Any]] = set()
-        self._roused: set[asyncio.Task[Any]] = set()  # dormant ones that are about to go on
+        # What most runs have none of is made when it is needed: a worker makes thousands of these a second.
+        self._dormant: set[asyncio.Task[Any]] = _NO_TASKS
+        self._roused: set[asyncio.Task[Any]] = _NO_TASKS  # dormant ones that are about to go on
         self._resting = False  # the run has been told that it rests
         self._waits: dict[asyncio.Task[Any], tuple[asyncio.Future[Any], bool]] = {}
         """What tasks that are awake wait for, and whether that ends with other tasks."""
@@ -122,8 +125,8 @@ class Delivery:
         self._on_move = on_move
         self._recorded: list[tuple[int, int, _Turn]] = []
         self._order = 0
-        self._arrived: deque[tuple[float, _Turn]] = deque()  # by time
-        self._beginning: deque[_Turn] = deque()  # what waits until nothing recorded is left
+        self._arrived: deque[tuple[float, _Turn]] = _NO_TURNS  # by time
+        self._beginning: deque[_Turn] = _NO_TURNS  # what waits until nothing recorded is left
         self._quiet = 0
         self._held = False
         self._scheduled = False
@@ -193,6 +196,8 @@ class Delivery:
         """The current task waits, in the block, in a way that the run needn't be in memory for."""
         task = self.leave()
         if task is not None:
+            if self._dormant is _NO_TASKS:
+                self._dormant, self._roused = set(), set()
             self._dormant.add(task)
         self.look()
         try:
@@ -225,6 +230,8 @@ class Delivery:
     def arrived(self, at: float) -> asyncio.Future[int]:
         """The turn of an outcome that arrived at that time: it will hold its position."""
         turn = _Turn(loop=self._loop)
+        if self._arrived is _NO_TURNS:
+            self._arrived = deque()
         place = len(self._arrived)
         while place and self._arrived[place - 1][0] > at:
             place -= 1
@@ -245,6 +252,8 @@ class Delivery:
         if self.is_simple:
             return
         turn = _Turn(loop=self._loop)
+        if self._beginning is _NO_TURNS:
+            self._beginning = deque()
         self._beginning.append(turn)
         self.look()
         await self._wait(turn)
