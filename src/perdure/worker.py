@@ -194,6 +194,7 @@ class Worker:
             turns=turns,
             on_woken=self._pending_again,
             on_asked=self._asked,
+            on_notes=lambda: self._parents.look(),
         )
         self._parents = Parents(database, turns=turns, on_woken=self._pending_again, on_asked=self._asked)
         self._child_results = ChildResults(database, self._executor, turns=turns)

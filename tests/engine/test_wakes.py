@@ -868,6 +868,7 @@ async def test_deadlines_of_what_is_neither_here_nor_there_keep_no_timer_from_it
         turns=Turns(),
         on_woken=lambda queues: None,
         on_asked=lambda ids: None,
+        on_notes=lambda: None,
     )
     for _ in range(2):
         async with asyncio.timeout(5):

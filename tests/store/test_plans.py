@@ -394,7 +394,7 @@ CASES = (
     _case("release", lambda t: (SHARD, ME, t.mine(), BigInts([1] * BATCH), 0), _ENTRY, pages=30),
     _case("wake_due", lambda t: (SHARD, BATCH, None), f"waits_due {_WAIT}", pages=40, rows=20),
     _case("wake_due", lambda t: (SHARD, BATCH, LONG_AGO), f"waits_due {_WAIT}", pages=40, rows=20, label="since then"),
-    _case("next_due", lambda t: (SHARD, None), "waits_due deadlines_due", batch=1),
+    _case("next_due", lambda t: (SHARD, None), "waits_due deadlines_due outbox_pkey", batch=1, pages=20),
     _case("due_deadlines", lambda t: (SHARD, BATCH, None), "deadlines_due"),
     _case("forget_deadlines", lambda t: (SHARD, t.mine()), _DEADLINE),
     _case("park_unknown", lambda t: (SHARD, "default", BATCH), f"{_PENDING} {_ENTRY}", pages=40, rows=40),
@@ -419,7 +419,7 @@ CASES = (
     _case("end_worker", lambda t: (SHARD, ME, "stopped"), batch=20),
     _case("bury", lambda t: (SHARD, ME), batch=20),
     _case("ended_workers", lambda t: (SHARD, 60.0), batch=20),
-    _case("orphans", lambda t: (SHARD,), _HELD, batch=20, pages=30),
+    _case("fallen", lambda t: (SHARD,), _HELD, batch=20, pages=30),
     _case("recover", lambda t: (SHARD, DEAD, BATCH), f"{_HELD} {_ENTRY} {_CHECKPOINT}", pages=40, rows=80),
     _case(
         "running_steps",

@@ -3,9 +3,9 @@
     a child ends, and its note is committed with its result -> somebody finds the note -> the parent's wakes are counted
     up, or it becomes pending
 
-Every worker looks, soon after children ended here, and now and then for what others left (a process that died between a
-flush and this). Who finds a note locks it, so it is dealt with once. A parent that moves between its entry and its
-`waits` row in this moment is found in neither: its note stays for the next look.
+Every worker looks, soon after children ended here, and where its timers have seen what others left (a process that
+died between a flush and this). Who finds a note locks it, so it is dealt with once. A parent that moves between its
+entry and its `waits` row in this moment is found in neither: its note stays for the next look.
 
 A parent that runs here has heard already, from the child: its notes wait for others a little longer.
 """
@@ -21,7 +21,7 @@ from perdure.engine.loop import Loop, Turns
 from perdure.store.database import Database
 from perdure.store.statements import SHARD
 
-_LOOK_SECONDS = 1.0
+_LOOK_SECONDS = 30.0
 _PAUSE_SECONDS = 0.005
 _LONG_PAUSE_SECONDS = 0.025
 _MOST = 500
@@ -53,6 +53,10 @@ class Parents(Loop):
         if not is_told:
             self._hurried.set()
         self.wake()
+
+    def look(self) -> None:
+        """Somebody has seen a note."""
+        self.child_ended(is_told=True)
 
     @property
     def is_at_rest(self) -> bool:

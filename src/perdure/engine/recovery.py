@@ -63,18 +63,26 @@ class Recovery(Loop):
         return None
 
     async def _look(self) -> None:
-        for dead in await self._database.attempt("bury", SHARD, self._lease.worker_id):
-            telemetry.emit(telemetry.WorkerBuried(worker_id=dead.id, host=dead.host, pid=dead.pid))
         if self._orphans.is_due:
             with self._orphans.look():
-                rows = await self._database.attempt("orphans", SHARD)
-            for orphan in rows:
-                await self._recover(orphan.worker_id)
+                (fallen,) = await self._database.attempt("fallen", SHARD)
+            if fallen.dying and await self._bury():
+                (fallen,) = await self._database.attempt("fallen", SHARD)
+            for id in fallen.orphans:
+                await self._recover(id)
         else:
+            await self._bury()
             await self._recover_those_that_ended()
         if self._ticks % _FORGET_EVERY == 0:
             await self._database.attempt("forget_workers", SHARD, _FORGET_SECONDS)
         self._ticks += 1
+
+    async def _bury(self) -> bool:
+        """Whether somebody was."""
+        buried = await self._database.attempt("bury", SHARD, self._lease.worker_id)
+        for dead in buried:
+            telemetry.emit(telemetry.WorkerBuried(worker_id=dead.id, host=dead.host, pid=dead.pid))
+        return bool(buried)
 
     async def _recover_those_that_ended(self) -> None:
         """What else stands under their ids, a claim that was still on its way, the next look at all entries finds."""

@@ -5,6 +5,8 @@ of their own, because a workflow has one whether it waits or not. A deadline tha
 (`cancel`), like an operator's. It is forgotten only when that is done: should the process die in between, the next
 look does it again, and finds the request there.
 
+The same look sees notes for parents that somebody has left: so an idle worker asks once a second, for both.
+
 Where dead rows can't be removed, looks leave out what was due a minute before the last one, which found nothing left;
 what was committed later than that is found by a look from the front, now and then (bloat.py).
 """
@@ -45,12 +47,14 @@ class Timers(Loop):
         turns: Turns,
         on_woken: Callable[[set[str]], None],
         on_asked: Callable[[Iterable[UUID]], None],
+        on_notes: Callable[[], None],
     ) -> None:
         super().__init__(_LOOK_SECONDS, turns=turns)
         self._database = database
         self._names = Texts(names)
         self._on_woken = on_woken
         self._on_asked = on_asked
+        self._on_notes = on_notes
         self._front = Pace(bloat)
         self._since: datetime | None = None
         self._ticks = 0
@@ -76,6 +80,8 @@ class Timers(Loop):
             self._on_woken(woken)
             (next_due,) = await self._database.attempt("next_due", SHARD, since)
         self._since = next_due.now - _LATE
+        if next_due.notes:
+            self._on_notes()
         return None if next_due.seconds is None else max(0.001, min(_LOOK_SECONDS, next_due.seconds))
 
     async def _wake(self, since: datetime | None) -> set[str]:

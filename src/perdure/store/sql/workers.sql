@@ -75,9 +75,10 @@ WHERE shard = $1::int4 AND status = 'live'
         AND me.heartbeat_at + pg_catalog.make_interval(secs => me.lease_seconds / 2) >= perdure.now())
 RETURNING id, host, pid;
 
--- :name orphans
--- Worker ids that stand in entries and are not alive: one probe a distinct id (a loose index scan). By the entries, not
--- by the list of the dead: a claim that was on its way when its worker was buried is found as well.
+-- :name fallen
+-- Whether some worker is to be buried, and the ids of workers that stand in entries and are not alive: one probe a distinct
+-- id (a loose index scan). By the entries, not by the list of the dead: a claim that was on its way when its worker was
+-- buried is found as well. Locks nothing.
 -- $1 shard int4
 WITH RECURSIVE holder AS (
     (SELECT worker_id FROM perdure.queue_entries
@@ -90,11 +91,16 @@ WITH RECURSIVE holder AS (
     FROM holder
     WHERE holder.worker_id IS NOT NULL
 )
-SELECT holder.worker_id
-FROM holder
-WHERE holder.worker_id IS NOT NULL
-  AND NOT EXISTS (SELECT 1 FROM perdure.worker_rows AS worker
-                  WHERE worker.shard = $1::int4 AND worker.id = holder.worker_id AND worker.status = 'live');
+SELECT EXISTS (SELECT 1 FROM perdure.worker_rows
+               WHERE shard = $1::int4 AND status = 'live'
+                 AND (expires_at <= perdure.now()
+                      OR expires_at > perdure.now() + pg_catalog.make_interval(secs => lease_seconds))) AS dying,
+       ARRAY(SELECT holder.worker_id
+             FROM holder
+             WHERE holder.worker_id IS NOT NULL
+               AND NOT EXISTS (SELECT 1 FROM perdure.worker_rows AS worker
+                               WHERE worker.shard = $1::int4 AND worker.id = holder.worker_id
+                                 AND worker.status = 'live')) AS orphans;
 
 -- :name ended_workers
 -- Whose end isn't long ago. $1 shard int4 · $2 float8 in seconds
