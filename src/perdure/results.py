@@ -1,14 +1,15 @@
 """Waiting for results: one look serves all who wait, and hints say when to look.
 
 A result is read from the database, or handed over by a worker of this process after it is durable. Polling is the
-truth: rarely where hints arrive, with growing pauses where they don't. Whoever waits says so now and then (`waiting`),
-so that workers elsewhere send hints only while somebody does.
+truth: rarely where hints arrive, with growing pauses where they don't. What a look finds is for those who waited when
+it was sent: who comes later may have begun the workflow anew, and mustn't get what it came to before. Whoever waits
+says so now and then (`waiting`), so that workers elsewhere send hints only while somebody does.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from uuid import UUID
 
 import psycopg
@@ -102,10 +103,16 @@ class Results:
             if len(self._ended) > _MOST_ENDED:
                 del self._ended[next(iter(self._ended))]
             return
-        for future in self._waiters[result.workflow_id]:
+        self._tell(result, self._waiters[result.workflow_id])
+
+    def _tell(self, result: Result, waiters: Iterable[asyncio.Future[Result]]) -> None:
+        for future in waiters:
             if not future.done():
                 future.set_result(result)
-        self._forget(result.workflow_id)
+        if all(future.done() for future in self._waiters.get(result.workflow_id, ())):
+            self._forget(result.workflow_id)
+        else:
+            self._look.set()
 
     async def close(self) -> None:
         """Nobody waits any more: who still does is cancelled."""
@@ -158,9 +165,10 @@ class Results:
             self._rechecked_at = now
         for first in range(0, len(ids), _MOST):
             chunk = ids[first : first + _MOST]
+            asked = {id: tuple(self._waiters[id]) for id in chunk if id in self._waiters}
             try:
-                for row in await self._database.attempt("results", SHARD, Uuids(chunk)):
-                    self.deliver(Result(row.workflow_id, row.status, row.payload))
+                for row in await self._database.attempt("results", SHARD, Uuids(asked)):
+                    self._tell(Result(row.workflow_id, row.status, row.payload), asked[row.workflow_id])
                 await self._check([id for id in chunk if id in self._waiters and (is_due or id in self._unseen)])
             except (Interrupted, psycopg.Error):
                 return  # the next look will tell
