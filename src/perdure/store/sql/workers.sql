@@ -78,9 +78,13 @@ RETURNING id, host, pid;
 -- :name fallen
 -- Whether some worker is to be buried, and the ids of workers that stand in entries and are not alive: one probe a distinct
 -- id (a loose index scan). By the entries, not by the list of the dead: a claim that was on its way when its worker was
--- buried is found as well. Locks nothing.
+-- buried is found as well.
+-- writable is never anything, and locks nothing; but a server that takes no writes any more refuses it, so that an idle
+-- worker leaves that server: whatever else it asks is only read.
 -- $1 shard int4
-WITH RECURSIVE holder AS (
+WITH RECURSIVE writable AS MATERIALIZED (
+    SELECT id FROM perdure.worker_rows WHERE shard = $1::int4 AND id IS NULL ORDER BY id FOR KEY SHARE
+), holder AS (
     (SELECT worker_id FROM perdure.queue_entries
      WHERE shard = $1::int4 AND worker_id IS NOT NULL
      ORDER BY worker_id LIMIT 1)
@@ -91,10 +95,11 @@ WITH RECURSIVE holder AS (
     FROM holder
     WHERE holder.worker_id IS NOT NULL
 )
-SELECT EXISTS (SELECT 1 FROM perdure.worker_rows
-               WHERE shard = $1::int4 AND status = 'live'
-                 AND (expires_at <= perdure.now()
-                      OR expires_at > perdure.now() + pg_catalog.make_interval(secs => lease_seconds))) AS dying,
+SELECT EXISTS (SELECT 1 FROM writable)
+       OR EXISTS (SELECT 1 FROM perdure.worker_rows
+                  WHERE shard = $1::int4 AND status = 'live'
+                    AND (expires_at <= perdure.now()
+                         OR expires_at > perdure.now() + pg_catalog.make_interval(secs => lease_seconds))) AS dying,
        ARRAY(SELECT holder.worker_id
              FROM holder
              WHERE holder.worker_id IS NOT NULL
