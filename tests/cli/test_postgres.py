@@ -91,6 +91,17 @@ def test_status_as_json_has_all_of_it() -> None:
     assert during["version"].startswith("18.")
 
 
+def test_status_counts_clients_and_not_what_perdure_asks_of_its_own_accord() -> None:
+    url = locate().acquire()
+    try:
+        with psycopg.connect(url, dbname="postgres", application_name="perdure postgres"):
+            assert locate().status().connections == 0
+            with psycopg.connect(url):
+                assert locate().status().connections == 1
+    finally:
+        locate().release()
+
+
 def test_url_prints_nothing_but_the_url() -> None:
     started = invoke("url", "--start")
     assert (started.exit_code, started.stdout) == (0, locate().url + "\n")

@@ -76,6 +76,8 @@ _START_LIMIT = 300.0
 _CONTROL_LIMIT = 330.0
 _PAUSE = 0.01
 
+_OWN_NAME = "perdure postgres"  # what sessions of the cluster itself are called in pg_stat_activity
+
 
 _in_use: set[Cluster] = set()  # keeps them alive until the process leaves
 _clusters: weakref.WeakSet[Cluster] = weakref.WeakSet()
@@ -92,7 +94,7 @@ class Status:
         url: How to connect to it; None when it has never run.
         version: The version of PostgreSQL, when it is running.
         pid: The process id of the postmaster, when it is running.
-        connections: The number of clients that are connected, when it is running.
+        connections: The number of clients that are connected, when it is running; perdure's own look isn't one.
     """
 
     running: bool
@@ -241,10 +243,11 @@ class Cluster:
         if not self._server.is_alive() or not self._server.is_ready() or not self._server.is_reachable():
             return Status(running=False, kept=kept, directory=self.directory, url=url)
         try:
-            with psycopg.connect(self._url("postgres"), autocommit=True, connect_timeout=5) as connection:
+            with self._connect(5) as connection:
                 row = connection.execute(
                     "SELECT current_setting('server_version'), count(*) FILTER (WHERE backend_type = 'client backend')"
-                    " FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
+                    " FROM pg_stat_activity WHERE application_name <> %s",
+                    [_OWN_NAME],
                 ).fetchone()
         except psycopg.OperationalError:
             return Status(running=False, kept=kept, directory=self.directory, url=url)
@@ -344,9 +347,18 @@ class Cluster:
             time.sleep(_PAUSE)
 
     def _ensure_database(self) -> None:
-        with psycopg.connect(self._url("postgres"), autocommit=True, connect_timeout=10) as connection:
+        with self._connect(10) as connection:
             if connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [DATABASE]).fetchone() is None:
                 connection.execute(f"CREATE DATABASE {DATABASE}")
+
+    def _connect(self, timeout: int) -> psycopg.Connection:
+        """A connection to see to the server itself. `status` doesn't count it as a client's.
+
+        By its name: a session that was closed is still there for a moment, whoever closed it.
+        """
+        return psycopg.connect(
+            self._url("postgres"), autocommit=True, connect_timeout=timeout, application_name=_OWN_NAME
+        )
 
     def _failure(self, what: str) -> ConfigurationError:
         return ConfigurationError(
