@@ -385,8 +385,8 @@ class Worker:
     def launch(self, claims: Sequence[Claim]) -> None:
         stopping = self._stopping.is_set()
         valid = [claim for claim in claims if claim.worker_id == self._lease.worker_id and not stopping]
-        self.forget([claim.workflow_id for claim in claims], in_doubt=len(valid) < len(claims))
         self._executor.launch(valid)
+        self.forget([claim.workflow_id for claim in claims], in_doubt=len(valid) < len(claims))
 
     def forget(self, ids: Sequence[UUID], *, in_doubt: bool) -> None:
         self._executor.unreserve(ids)

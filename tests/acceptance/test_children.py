@@ -136,6 +136,46 @@ async def test_parents_that_wait_take_no_slot(app: App) -> None:
         assert await asyncio.wait_for(app.run(nested(20)), 30) == 20
 
 
+@pytest.mark.parametrize("children", [1, 2])
+async def test_parents_that_go_on_wait_for_a_slot(app: App, children: int) -> None:
+    born: list[int] = []
+    all_born = asyncio.Event()
+    running: set[int] = set()
+    most = 0
+
+    @step
+    async def end_together(number: int) -> None:
+        born.append(number)
+        if len(born) == 5 * children:
+            all_born.set()
+        await all_born.wait()
+
+    @step
+    async def heavy(number: int) -> None:
+        nonlocal most
+        running.add(number)
+        most = max(most, len(running))
+        await asyncio.sleep(0.03)
+        running.remove(number)
+
+    @app.workflow(queue="apart")
+    async def child(number: int) -> None:
+        await end_together(number)
+
+    @app.workflow
+    async def parent(number: int) -> None:
+        if children == 1:
+            await child(number)
+        else:
+            await asyncio.gather(*(child(number) for _ in range(children)))
+        await heavy(number)
+
+    async with app.worker(queues=["apart"]), app.worker(queues=["default"], concurrency=1):
+        handles = [await app.start(parent(number)) for number in range(5)]
+        await asyncio.gather(*(handle.result(timeout=SOON) for handle in handles))
+    assert most == 1
+
+
 async def test_a_child_may_run_on_another_worker(app: App, database_url: str, schema: str) -> None:
     there = App("there", database_url=database_url, schema=schema)
 

@@ -248,19 +248,19 @@ class Claimer(Loop):
             if not rows:
                 return []
             claims = await self._loaded(rows, worker_id)
+            if worker_id != self._lease.worker_id:
+                return []  # the lease was lost meanwhile: they are recovered like everything else
+            if not self._stopping:
+                self._executor.launch(claims)
+                return claims
         except Interrupted:
             self.doubt()  # it may have taken effect
             raise
         finally:
-            self._executor.claiming = 0
-        if worker_id != self._lease.worker_id:
-            return []  # the lease was lost meanwhile: they are recovered like everything else
-        if self._stopping:
-            for claim in claims:
-                self.release(Release(workflow_id=claim.workflow_id, worker_id=worker_id, epoch=claim.epoch, stalls=0))
-            return []
-        self._executor.launch(claims)
-        return claims
+            self._executor.claimed()
+        for claim in claims:
+            self.release(Release(workflow_id=claim.workflow_id, worker_id=worker_id, epoch=claim.epoch, stalls=0))
+        return []
 
     async def _taken(self, worker_id: UUID, queue: str, limit: int) -> Sequence[Any]:
         """The rows of a claim, from the front of the queue where that isn't too dear now."""

@@ -25,8 +25,9 @@ for (a cancellation, the end of a limit of time): that, too, has its place in th
 
 A task may wait in a way that the run needn't be in memory for (`dormant`). When all of them do, directly or by
 waiting for each other, and there is nothing to deliver, the run is told that it rests (`on_rest`), and may suspend.
-It is told, too, when something changes after that (`on_move`). Thousands of tasks may wait so: nothing here looks at
-each of them.
+It is told, too, when something changes after that (`on_move`): then it takes its worker's slot again, and where there
+is none, nothing is delivered until there is (`go_on`). Thousands of tasks may wait so: nothing here looks at each of
+them.
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ class Delivery:
         loop: asyncio.AbstractEventLoop,
         position: int,
         on_rest: Callable[[], None],
-        on_move: Callable[[], None],
+        on_move: Callable[[], bool],
     ) -> None:
         self.position = position
         """The highest position so far."""
@@ -191,6 +192,11 @@ class Delivery:
         """Whether it isn't known yet to be at rest, or has something to deliver."""
         return self._scheduled
 
+    @property
+    def is_resting(self) -> bool:
+        """Whether it was told that it rests, and none of its tasks has anything to go on with since."""
+        return self._resting and self._turns_to_rest() == 1
+
     @contextmanager
     def dormant(self) -> Generator[None]:
         """The current task waits, in the block, in a way that the run needn't be in memory for."""
@@ -207,6 +213,8 @@ class Delivery:
                 self._dormant.discard(task)
                 self._roused.discard(task)
             self.enter(task)
+            if self._resting:
+                self.look()
 
     def rouse(self, task: asyncio.Task[Any] | None) -> None:
         """What that task waits for has come: it leaves its wait in the next turn."""
@@ -306,10 +314,15 @@ class Delivery:
         self._quiet = 0
         if self._resting:
             self._resting = False
-            self._on_move()
+            if not self._on_move():
+                self._scheduled = True  # as soon as it may go on
         if not self._scheduled and (self._is_waited_for or self._dormant):
             self._scheduled = True
             self._loop.call_soon(self._look)
+
+    def go_on(self) -> None:
+        """What it was told when it moved (not yet) is over."""
+        self._loop.call_soon(self._look)
 
     def cancelling(self, task: asyncio.Task[Any]) -> None:
         """One of its tasks is being cancelled."""
@@ -319,7 +332,7 @@ class Delivery:
 
     def close(self) -> None:
         """The run is over: whoever owns it isn't referred to from here any more."""
-        self._on_rest = self._on_move = _nothing
+        self._on_rest, self._on_move = _nothing, _freely
 
     def _look(self) -> None:
         self._scheduled = False
@@ -396,3 +409,7 @@ class Delivery:
 
 def _nothing() -> None:
     pass
+
+
+def _freely() -> bool:
+    return True

@@ -88,7 +88,7 @@ class Executor:
         self.reserved: set[UUID] = set()
         """What is being started here, claimed already."""
         self.claiming = 0
-        """How many may come back with the claim that is under way."""
+        """How many may come back with the claim that is under way; see `claimed`."""
         self._workflows = workflows
         self._max_recoveries = max_recoveries
         self._concurrency = concurrency
@@ -99,6 +99,8 @@ class Executor:
         self._on_pending = on_pending
         self._on_children_wanted = on_children_wanted
         self._resting: set[Run] = set()
+        self._returning: dict[Run, None] = {}
+        """Who has rested, goes on, and waits for a slot: before all that is pending."""
         self._refusals: set[asyncio.Task[None]] = set()
         self._on_slot = on_slot
         self._on_result = on_result
@@ -119,8 +121,11 @@ class Executor:
         A run whose code has ended takes no slot, written or not; but while they end faster than they can be written,
         nothing begins: memory holds what is under way, not all that is pending.
         """
-        if self.writer.is_full:
-            return 0
+        return 0 if self.writer.is_full else self._room - len(self._returning)
+
+    @property
+    def _room(self) -> int:
+        """How many slots nobody has."""
         return self._concurrency - len(self._active) - len(self.reserved) - self.claiming
 
     @property
@@ -168,6 +173,12 @@ class Executor:
         self.reserved.difference_update(ids)
         if not self.reserved:
             self._nothing_reserved.set()
+        self._readmit()
+
+    def claimed(self) -> None:
+        """No claim is under way any more, and what it has brought runs."""
+        self.claiming = 0
+        self._readmit()
 
     async def nothing_reserved(self) -> None:
         """Wait until no start is under way that may be claimed at its birth."""
@@ -205,6 +216,7 @@ class Executor:
         """Let steps that run come to their end, for so long; whatever wants to begin another is handed over."""
         self.draining = True
         self._quiet.clear()
+        self._readmit()
         for run in [*self._active, *self._resting]:
             run.consider()
         if self._active:
@@ -266,25 +278,42 @@ class Executor:
     def run_rests(self, run: Run) -> bool:
         if run in self._resting:
             return True
-        if len(self._resting) >= _MOST_RESTING * self._concurrency:
+        if len(self._resting) + len(self._returning) >= _MOST_RESTING * self._concurrency:
             return False
         self._active.discard(run)
         self._resting.add(run)
-        self._on_slot()
+        self._slot_freed()
         return True
 
-    def run_moves(self, run: Run) -> None:
+    def run_moves(self, run: Run) -> bool:
         if run in self._resting:
             self._resting.discard(run)
+            if self._room <= 0 and not self.draining:
+                self._returning[run] = None
+                return False
             self._active.add(run)
+        return True
 
     def code_ended(self, run: Run) -> None:
         self._resting.discard(run)
+        self._returning.pop(run, None)
         if run in self._active:
             self._active.discard(run)
             if not self._active:
                 self._quiet.set()
-            self._on_slot()
+            self._slot_freed()
+
+    def _slot_freed(self) -> None:
+        self._readmit()
+        self._on_slot()
+
+    def _readmit(self) -> None:
+        """Let those go on that wait for a slot, as many as there are; when this worker stops, all of them."""
+        while self._returning and (self._room > 0 or self.draining):
+            run = next(iter(self._returning))
+            del self._returning[run]
+            self._active.add(run)
+            run.go_on()
 
     def run_ended(self, run: Run, status: str, payload: str) -> None:
         if self.runs.get(run.id) is run:

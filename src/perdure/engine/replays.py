@@ -237,8 +237,8 @@ class Replays:
     def run_rests(self, run: Run) -> bool:
         return False
 
-    def run_moves(self, run: Run) -> None:
-        pass
+    def run_moves(self, run: Run) -> bool:
+        return True
 
     def code_ended(self, run: Run) -> None:
         self._unwound.set()

@@ -137,8 +137,9 @@ class Host(Protocol):
         """It waits for others, in memory: its slot is free meanwhile. False: it must not."""
         ...
 
-    def run_moves(self, run: Run) -> None:
-        """It goes on, and takes its slot again."""
+    def run_moves(self, run: Run) -> bool:
+        """It takes its slot again. False: there is none; `Run.go_on` is called when there is."""
+        ...
 
     def code_ended(self, run: Run) -> None:
         """Its code runs no more: the slot is free."""
@@ -792,7 +793,14 @@ class Run:
 
     def consider(self) -> None:
         """Something has changed outside: see whether it can leave memory."""
-        self.delivery.look()
+        if self.delivery.is_resting:
+            self._at_rest()  # which takes no slot
+        else:
+            self.delivery.look()
+
+    def go_on(self) -> None:
+        """It has a slot again."""
+        self.delivery.go_on()
 
     def _at_rest(self) -> None:
         """None of its tasks can go on, and there is nothing to deliver."""
@@ -842,8 +850,8 @@ class Run:
             self._leaving.cancel()
             self._leaving = None
 
-    def _moves(self) -> None:
-        self.host.run_moves(self)
+    def _moves(self) -> bool:
+        return self.host.run_moves(self)
 
     def _suspend(self, suspension: Suspension) -> None:
         self._suspension = suspension
