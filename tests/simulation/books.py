@@ -35,6 +35,8 @@ class Books:
         self.acknowledged: set[UUID] = set()
         self.old: set[UUID] = set()
         """What had begun before a tail was lost: of these only the end counts."""
+        self.lost: set[str] = set()
+        """Outcomes that were in that tail: who has got them still stands on them."""
         self.troubles: list[tuple[str, float, float]] = []
         """(process, from, to): when it can't be expected to be heard."""
         self.frozen: list[tuple[str, float, float]] = []
@@ -54,14 +56,13 @@ class Books:
 
     def is_durable(self, id: UUID, tokens: tuple[str, ...]) -> bool:
         """Whether these outcomes are there, for anybody."""
-        if not tokens:
-            return True
+        payloads = {f'"{token}"' for token in tokens} - self.lost
         row = self.oracle.execute(
             "SELECT count(*) FROM perdure.checkpoints WHERE workflow_id = %s AND payload::text = ANY (%s)",
-            (id, [f'"{token}"' for token in tokens]),
+            (id, list(payloads)),
         ).fetchone()
         assert row is not None
-        return bool(row[0] >= len(set(tokens)))
+        return bool(row[0] >= len(payloads))
 
     def has_result(self, id: UUID) -> bool:
         """Whether it has ended, for anybody."""
@@ -150,11 +151,16 @@ class Books:
 
     def promote(self) -> None:
         """The standby is the server now; what it hasn't got is gone."""
+        before = self._outcomes()
         with self.oracle.transaction():
             self._copy("standby", "perdure")
+        self.lost = before - self._outcomes()
         self.acknowledged.clear()
         self.world.effects.clear()
         self.old = {row.id for row in self.oracle.execute("SELECT id FROM perdure.workflow_rows")}
+
+    def _outcomes(self) -> set[str]:
+        return {row.payload for row in self.oracle.execute("SELECT payload::text FROM perdure.checkpoints")}
 
     def _copy(self, source: str, target: str) -> None:
         for table in TABLES:

@@ -66,6 +66,9 @@ class Client:
                     "torn",
                     "listener",
                     "family",
+                    "crowd",
+                    "rationed",
+                    "resigned",
                 )
             )
             jobs.append(getattr(self, f"_{kind}")(app, known, number))
@@ -128,10 +131,24 @@ class Client:
         path = await self._result(handle)
         self.books.expect(handle, path, None, count=width + 3)
 
+    async def _rationed(self, app: App, known: Any, number: int) -> None:
+        width, seconds = self.chance.randint(3, 6), self.chance.choice((0.0, 0.01, 0.3))
+        handle = await self._start(app, lambda: known["rationed"](width, seconds))
+        self.books.expect(handle, await self._result(handle), None, count=width)
+
     async def _stubborn(self, app: App, known: Any, number: int) -> None:
         failures = self.chance.randint(0, 3)
         handle = await self._start(app, lambda: known["stubborn"](failures))
         self.books.expect(handle, await self._result(handle), ["flaky", "after"])
+
+    async def _resigned(self, app: App, known: Any, number: int) -> None:
+        handle = await self._start(app, lambda: known["resigned"]())
+        self.books.expect(handle, await self._result(handle), ["=failed", "after"])
+        tried = {
+            each.attempt for each in self.books.world.effects if each.workflow_id == handle.id and each.name == "futile"
+        }
+        if tried != {1, 2, 3} and not self.books.loses_tail:
+            raise Broken(f"{handle.id} gave up after the attempts {tried}")
 
     async def _listener(self, app: App, known: Any, number: int) -> None:
         count, pause = self.chance.randint(1, 5), self.chance.choice((0.0, 0.0, 1.5))
@@ -163,6 +180,10 @@ class Client:
             await asyncio.sleep(0.8)  # it leaves memory when it has waited for a second, and then a child ends
             self._storm.spoil(worker, ("settle",), "slow", Fate(held=0.3))
         self.books.expect(handle, await self._result(handle), None, count=size + 2)
+
+    async def _crowd(self, app: App, known: Any, number: int) -> None:
+        """Parents that all go on when their children have ended, and children that wait for the same slots."""
+        await asyncio.gather(*(self._family(app, known, number) for _ in range(4)))
 
     async def _trip(self, app: App, known: Any, number: int) -> None:
         pause = self.chance.choice((0.3, 2.0, 5.0))

@@ -15,6 +15,7 @@ from typing import Any
 from perdure import management
 from perdure.engine.claimer import Claimer
 from perdure.engine.delivery import Delivery
+from perdure.engine.executor import Executor
 from perdure.engine.leases import Lease
 from perdure.engine.recovery import Recovery
 from perdure.engine.requests import Requests
@@ -147,6 +148,24 @@ def _no_barrier(patch: Patch) -> None:
             raise RunEnded
 
     patch(Run, "durable", durable)
+
+
+@rule("a claim takes no more than there are free slots", "7")
+def _greedy(patch: Patch) -> None:
+    patch(Executor, "free", property(lambda self: 10))
+
+
+@rule("who has rested waits for a free slot", "9")
+def _slotless(patch: Patch) -> None:
+    moves = Executor.run_moves
+
+    def run_moves(self: Executor, run: Run) -> bool:
+        if not moves(self, run):
+            del self._returning[run]
+            self._active.add(run)
+        return True
+
+    patch(Executor, "run_moves", run_moves)
 
 
 @rule("a claim's history is loaded behind the claim", "7")

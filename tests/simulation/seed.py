@@ -46,7 +46,8 @@ async def _idle_watchdog(self: Watchdog) -> None:
 class Seed:
     """One course of events."""
 
-    concurrency = 10
+    concurrency: int | None = None
+    """How many workflows a worker may run at the same time; None: by chance."""
 
     def __init__(self, number: int, url: str, *, without: Rule | None = None) -> None:
         self.number = number
@@ -57,7 +58,9 @@ class Seed:
         self.books = Books(url, loop, self.seen)
         self._storm = Storm(number, loop, self.books, self.seen)
         self.server = Server(url, loop, random.Random(f"hints {number}"), self._storm.fate)
-        self._workers = Workers(loop, self.server, self.app, self.resident, self.concurrency)
+        few = 10 if self._storm.is_calm else random.Random(f"limits {number}").choice((1, 2, 3, 10))
+        self.books.world.concurrency = self.concurrency or few  # where it is calm, some must go on in time
+        self._workers = Workers(loop, self.server, self.app, self.resident, self.books.world.concurrency)
         self._client = Client(
             chance,
             self.books,

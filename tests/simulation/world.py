@@ -5,18 +5,19 @@ code gets them: its path. Each effect is noted with the path that its call stood
 
 - the path of an effect is a beginning of the path that the workflow ends with (barrier, order, replay);
 - what an effect stands on is durable when it begins;
-- the end that is recorded is one that some run came to.
+- the end that is recorded is one that some run came to;
+- no worker runs more workflows at the same time than it may, no workflow more steps, and none is tried more often.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-from collections import Counter
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -27,6 +28,7 @@ from perdure import App, Retry, current, recv, saga, sleep, step
 PATH: ContextVar[list[str]] = ContextVar("PATH")
 BASE: ContextVar[tuple[str, ...]] = ContextVar("BASE", default=())
 
+_ATTEMPTS = 3
 _SOON = Retry(max_attempts=None, initial=timedelta(milliseconds=200), maximum=timedelta(seconds=2), jitter=0.0)
 
 
@@ -61,6 +63,10 @@ class World:
     runs: Counter[UUID] = field(default_factory=Counter)
     mended: set[UUID] = field(default_factory=set)
     """The workflows whose cause of failure is gone."""
+    concurrency: int = 10
+    """How many workflows a worker may run at the same time."""
+    under_way: defaultdict[str, Counter[UUID]] = field(default_factory=lambda: defaultdict(Counter))
+    """How many bodies of which workflows run in each process."""
 
     def effect(self, name: str, process: str) -> str:
         """A step's body does something that can't be undone."""
@@ -72,6 +78,22 @@ class World:
         if self.checks and not self.durable(now.id, made):
             self.complaints.append(f"the body of {name!r} of {now.id} began on outcomes that aren't durable: {made}")
         return token
+
+    @contextmanager
+    def body(self, process: str, *, beside: int = 10) -> Iterator[None]:
+        """A step's body that takes its time, of so many of its workflow that may run beside each other."""
+        id, bodies = current().id, self.under_way[process]
+        bodies[id] += 1
+        if len(bodies) > self.concurrency:
+            self.complaints.append(f"{len(bodies)} workflows run in {process}, and {self.concurrency} may: {[*bodies]}")
+        if bodies[id] > beside:
+            self.complaints.append(f"{bodies[id]} bodies of {id} run beside each other, and {beside} may")
+        try:
+            yield
+        finally:
+            bodies[id] -= 1
+            if not bodies[id]:
+                del bodies[id]
 
 
 def got(token: str) -> str:
@@ -100,9 +122,17 @@ def declare(world: World, process: str, session: Callable[[], AbstractAsyncConte
 
     @step
     async def slow(name: str, seconds: float) -> str:
-        token = world.effect(name, process)
-        await asyncio.sleep(seconds)
-        return token
+        with world.body(process):
+            token = world.effect(name, process)
+            await asyncio.sleep(seconds)
+            return token
+
+    @step
+    async def scarce(name: str, seconds: float) -> str:
+        with world.body(process, beside=2):
+            token = world.effect(name, process)
+            await asyncio.sleep(seconds)
+            return token
 
     @step(retry=_SOON)
     async def flaky(name: str, failures: int) -> str:
@@ -110,6 +140,13 @@ def declare(world: World, process: str, session: Callable[[], AbstractAsyncConte
         if current().attempt <= failures:
             raise Flaky(name)
         return token
+
+    @step(retry=replace(_SOON, max_attempts=_ATTEMPTS))
+    async def futile(name: str) -> str:
+        world.effect(name, process)
+        if current().attempt > _ATTEMPTS:
+            world.complaints.append(f"{name!r} of {current().id} is tried {current().attempt} times")
+        raise Flaky(name)
 
     @step
     async def fragile(name: str) -> str:
@@ -127,10 +164,11 @@ def declare(world: World, process: str, session: Callable[[], AbstractAsyncConte
 
     @app.transaction(using=session)
     async def pay(connection: Any, name: str) -> str:
-        token = world.effect(name, process)
-        row = (current().id, token)
-        await connection.execute("INSERT INTO perdure.ledger (workflow_id, token) VALUES ($1, $2)", row)
-        return token
+        with world.body(process):
+            token = world.effect(name, process)
+            row = (current().id, token)
+            await connection.execute("INSERT INTO perdure.ledger (workflow_id, token) VALUES ($1, $2)", row)
+            return token
 
     def begin() -> list[str]:
         path: list[str] = []
@@ -171,10 +209,32 @@ def declare(world: World, process: str, session: Callable[[], AbstractAsyncConte
         return path
 
     @app.workflow
+    async def rationed(width: int, seconds: float) -> list[str]:
+        """Steps beside each other, two at a time."""
+        path = begin()
+
+        async def one(number: int) -> None:
+            await act(scarce, f"rationed{number}", seconds * (number % 3))
+
+        await perdure.map(one, range(width), concurrency=2)
+        return path
+
+    @app.workflow
     async def stubborn(failures: int) -> list[str]:
         """A step that fails a few times."""
         path = begin()
         await act(flaky, "flaky", failures)
+        await act(effect, "after")
+        return path
+
+    @app.workflow
+    async def resigned() -> list[str]:
+        """A step that fails as often as it may."""
+        path = begin()
+        try:
+            await act(futile, "futile")
+        except Flaky:
+            got("=failed")
         await act(effect, "after")
         return path
 
@@ -209,7 +269,7 @@ def declare(world: World, process: str, session: Callable[[], AbstractAsyncConte
         tokens = await asyncio.gather(*(leaf(number, pause * number) for number in range(size)))
         for token in tokens:
             got(f"={token}")
-        await act(effect, "after the children")
+        await act(slow, "after the children", 0.2)
         return path
 
     @app.workflow
