@@ -95,7 +95,7 @@ async def _left_alone_by_the_collector() -> AsyncGenerator[None]:
     """As `perdure worker` does, and how-to/run-workers.md says."""
     thresholds = gc.get_threshold()
     gc.freeze()
-    gc.set_threshold(20_000, 20, 100)
+    gc.set_threshold(100 * CALLERS, 20, 100)
     try:
         yield
     finally:

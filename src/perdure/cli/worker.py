@@ -195,9 +195,10 @@ def _run(app: App, options: WorkerOptions, stopping: Stopping, place: _Place) ->
     if place.supervised is not None:
         report(place.supervised, lambda: service.is_ready, lambda: stopping.ask("the supervisor is gone"))
     try:
-        # What is loaded now stays; and finished workflows free themselves, so the collector needn't look often.
+        # What is loaded now stays, and finished workflows free themselves. The collector needs to look only when more
+        # has been made than what is under way: some fifty objects for each workflow.
         gc.freeze()
-        gc.set_threshold(20_000, 20, 100)
+        gc.set_threshold(min(max(20_000, 100 * options.concurrency), 200_000), 20, 100)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(service.run())
     except PerdureError:
