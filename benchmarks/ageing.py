@@ -6,7 +6,9 @@ A worker works off what a client keeps starting, for a while, in each of these:
 - *pinned*: somebody holds a transaction open throughout, so that nothing that dies can be removed;
 - *full*: a million workflows have ended before;
 - *retention*: they ended so long ago that they are being removed meanwhile;
-- *sleeping*: a hundred thousand sleep.
+- *sleeping*: a hundred thousand sleep;
+- *children*: new tables; what is worked off are parents with twenty children each, and the children count;
+- *children, pinned*: the same beside a transaction that is open throughout.
 
 The rate counts in the last third of the time, when what grows has grown; `--seconds 600` is the long form.
 """
@@ -29,6 +31,8 @@ from benchmarks.program import SCHEMA
 from perdure.config import DATABASE_URL
 from perdure.store import migrations
 
+Condition = Callable[[Bench, Connection, str], contextlib.AbstractContextManager[None]]
+
 FULL, ASLEEP = 1_000_000, 100_000
 _BATCHES = 6
 _CONCURRENCY = 1_000
@@ -41,13 +45,13 @@ class Aged:
 
     Attributes:
         rate: Workflows a second, in the last third.
-        dead: Dead rows of the queue, at the end.
+        dead: Dead rows of the queue and when, throughout.
         pages: Pages that a claim touched, on average.
         seen: How many had ended by when, throughout.
     """
 
     rate: float
-    dead: int
+    dead: list[tuple[int, float]]
     pages: float
     seen: list[tuple[int, float]]
 
@@ -56,19 +60,21 @@ def measure(bench: Bench) -> list[Figure | Curve]:
     """All of them in turn, and over again."""
     seen: dict[str, list[Aged]] = {name: [] for name in CONDITIONS}
     for _ in range(bench.repeats):
-        for name, condition in CONDITIONS.items():
-            seen[name].append(_aged(bench, condition))
+        for name, (condition, kind) in CONDITIONS.items():
+            seen[name].append(_aged(bench, condition, kind))
     figures: list[Figure | Curve] = []
     for name, all in seen.items():
         figures.append(Figure(name=name, unit="workflows/s", values=[one.rate for one in all]))
-        if name != "fresh":
-            ratios = [one.rate / fresh.rate for one, fresh in zip(all, seen["fresh"], strict=True)]
-            figures.append(Figure(name=f"{name} / fresh", unit="times", values=ratios, target=0.8))
+        fresh = "children" if CONDITIONS[name][1] == "family" else "fresh"
+        if name != fresh:
+            ratios = [one.rate / other.rate for one, other in zip(all, seen[fresh], strict=True)]
+            figures.append(Figure(name=f"{name} / {fresh}", unit="times", values=ratios, target=0.8))
         figures.append(Figure(name=f"{name}: a claim", unit="pages", values=[one.pages for one in all], better="less"))
         figures.append(
-            Figure(name=f"{name}: the queue", unit="dead rows", values=[one.dead for one in all], better="less")
+            Figure(name=f"{name}: the queue", unit="dead rows", values=[one.dead[-1][0] for one in all], better="less")
         )
         figures.append(_over_time(name, all[-1].seen))
+        figures.append(_dead_over_time(name, all[-1].dead))
     return figures
 
 
@@ -83,36 +89,55 @@ def _over_time(name: str, seen: list[tuple[int, float]]) -> Curve:
     )
 
 
-def _aged(bench: Bench, condition: Callable[[Bench, Connection, str], contextlib.AbstractContextManager[None]]) -> Aged:
+def _dead_over_time(name: str, dead: list[tuple[int, float]]) -> Curve:
+    return Curve(
+        name=name,
+        x=[at - dead[0][1] for _, at in dead],
+        y=[count for count, _ in dead],
+        across="seconds",
+        up="dead rows of the queue",
+    )
+
+
+def _aged(bench: Bench, condition: Condition, kind: str) -> Aged:
     schema = bench.fresh_schema()
     env = {DATABASE_URL: bench.cluster.url, SCHEMA: schema}
     with bench.connect() as connection:
         connection.execute(migrations.script(schema).encode())
         with condition(bench, connection, schema), role("worker", _CONCURRENCY, env=env):
             connection.execute("SELECT pg_stat_statements_reset()")
-            with role("feeder", _BATCHES, env=env) as feeder:
-                seen = _seen(feeder, bench.seconds)
+            with role("feeder", _BATCHES, kind, env=env) as feeder:
+                seen, dead = _seen(feeder, bench.seconds, lambda: _dead_rows(connection, schema))
             pages = _pages_of_a_claim(connection, schema)
-            ((dead,),) = connection.execute(
-                "SELECT n_dead_tup FROM pg_stat_user_tables WHERE schemaname = %s AND relname = 'queue_entries'",
-                [schema],
-            ).fetchall()
         connection.execute(f"DROP SCHEMA {schema} CASCADE".encode())
     last = [each for each in seen if each[1] > seen[-1][1] - bench.seconds / 3]
     rate = (last[-1][0] - last[0][0]) / (last[-1][1] - last[0][1])
-    return Aged(rate=rate, dead=int(dead), pages=pages, seen=seen)
+    return Aged(rate=rate, dead=dead, pages=pages, seen=seen)
 
 
-def _seen(feeder: Popen[str], seconds: float) -> list[tuple[int, float]]:
-    """How many had ended by when, as the feeder says."""
+def _seen(
+    feeder: Popen[str], seconds: float, dead_rows: Callable[[], int]
+) -> tuple[list[tuple[int, float]], list[tuple[int, float]]]:
+    """How many had ended by when, as the feeder says; and how many rows of the queue were dead."""
     assert feeder.stdout is not None
     seen: list[tuple[int, float]] = []
+    dead: list[tuple[int, float]] = []
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         ended, at = feeder.stdout.readline().split()
         seen.append((int(ended), float(at)))
+        if not dead or time.monotonic() > dead[-1][1] + seconds / 60:
+            dead.append((dead_rows(), time.monotonic()))
+    dead.append((dead_rows(), time.monotonic()))
     threading.Thread(target=feeder.stdout.read, daemon=True).start()  # it says what it still says to nobody
-    return seen
+    return seen, dead
+
+
+def _dead_rows(connection: Connection, schema: str) -> int:
+    ((dead,),) = connection.execute(
+        "SELECT n_dead_tup FROM pg_stat_user_tables WHERE schemaname = %s AND relname = 'queue_entries'", [schema]
+    ).fetchall()
+    return int(dead)
 
 
 def _pages_of_a_claim(connection: Connection, schema: str) -> float:
@@ -175,7 +200,15 @@ def _sleeping(bench: Bench, connection: Connection, schema: str) -> Generator[No
     yield
 
 
-CONDITIONS = {"fresh": _fresh, "pinned": _pinned, "full": _full, "retention": _retention, "sleeping": _sleeping}
+CONDITIONS: dict[str, tuple[Condition, str]] = {
+    "fresh": (_fresh, "one_step"),
+    "pinned": (_pinned, "one_step"),
+    "full": (_full, "one_step"),
+    "retention": (_retention, "one_step"),
+    "sleeping": (_sleeping, "one_step"),
+    "children": (_fresh, "family"),
+    "children, pinned": (_pinned, "family"),
+}
 
 
 def _end_many(connection: Connection, schema: str, count: int, age: str) -> None:

@@ -105,6 +105,14 @@ async def fan_out(count: int, way: str) -> int:
     return sum(await asyncio.gather(*(job(n) for n in range(count))))
 
 
+FAMILY = 20
+
+
+@app.workflow
+async def family(text: str) -> int:
+    return sum(await asyncio.gather(*(job(n) for n in range(FAMILY))))
+
+
 @app.workflow
 async def answers(count: int) -> None:
     for _ in range(count):

@@ -196,7 +196,9 @@ class Worker:
             on_asked=self._asked,
             on_notes=lambda: self._parents.look(),
         )
-        self._parents = Parents(database, turns=turns, on_woken=self._pending_again, on_asked=self._asked)
+        self._parents = Parents(
+            database, bloat=self._bloat, turns=turns, on_woken=self._pending_again, on_asked=self._asked
+        )
         self._child_results = ChildResults(database, self._executor, turns=turns)
         self._requests = Requests(
             database, self._lease, self._executor, turns=turns, on_children_wanted=self._child_results.ask

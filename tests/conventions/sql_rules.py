@@ -22,6 +22,7 @@ IDS = {"id", "workflow_id"}
 
 # Only by its bare name does it take several arrays; and pg_catalog is always searched first.
 BARE_FUNCTIONS = {"unnest"}
+OWN_FUNCTIONS = {"now", "note_id"}
 CLOCKS = {"now", "clock_timestamp", "statement_timestamp", "transaction_timestamp", "timeofday"}
 CLOCK_WORDS = {"now", "today", "tomorrow", "yesterday"}
 SYSTEM_COLUMNS = {"ctid", "xmin", "xmax", "cmin", "cmax", "tableoid", "oid"}
@@ -120,7 +121,8 @@ def names_are_qualified(sql: Sql) -> Iterator[str]:
             yield f"table {node.it.relname}"
         if isinstance(node.it, ast.FuncCall):
             *schema, name = (part.sval for part in node.it.funcname)
-            if schema != ["pg_catalog"] and [*schema, name] != [SCHEMA, "now"] and name not in BARE_FUNCTIONS:
+            ours = schema == [SCHEMA] and name in OWN_FUNCTIONS
+            if schema != ["pg_catalog"] and not ours and name not in BARE_FUNCTIONS:
                 yield f"function {name}"
 
 

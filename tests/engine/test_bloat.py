@@ -18,12 +18,12 @@ from perdure import App, Client, Invocation, step
 from perdure.engine import bloat, claimer
 from perdure.engine.bloat import Bloat, Front, Pace
 from perdure.engine.loop import Turns
-from perdure.model.ids import new_id
+from perdure.model.ids import first_id, new_id
 from perdure.store import arrays
 from perdure.store.arrays import Ints, Texts, Times, Uuids
 from perdure.store.statements import SHARD, in_schema, statements
 
-from .support import FaultyDatabase, Gate, Sql, register, start
+from .support import FaultyDatabase, Gate, Sql, register, start, until
 
 LONG = timedelta(seconds=60)
 SOON = timedelta(seconds=20)
@@ -67,8 +67,37 @@ async def test_a_claim_that_goes_on_does_not_walk_over_the_dead(
     assert from_the_front > 60 + going_on
 
 
+async def test_a_look_for_notes_that_goes_on_does_not_walk_over_the_dead(
+    database: FaultyDatabase, sql: Sql, database_url: str, schema: str
+) -> None:
+    note = "INSERT INTO outbox (shard, id, target_id, created_at) SELECT 1, {0}, {0}, now() FROM generate_series(1, %s)"
+    async with pinned(database_url):
+        sql(note.format(f"{schema}.note_id(now())"), 5000)
+        sql("DELETE FROM outbox")
+        ((now,),) = sql("SELECT clock_timestamp()")
+        sql(note.format(f"{schema}.note_id(now())"), 10)
+        looks = {
+            since: [
+                pages(database_url, schema, "wake_parents", (SHARD, 500, first_id(since)))
+                for _ in range(2)  # the first one marks what it finds
+            ][1]
+            for since in (None, now)
+        }
+    assert looks[now] < 20
+    assert looks[None] > 40 + looks[now]
+
+
+async def test_notes_are_in_the_order_of_time(database: FaultyDatabase, sql: Sql, schema: str) -> None:
+    before = datetime.now(UTC)
+    await start(database)
+    ids = [sql(f"SELECT {schema}.note_id(now())")[0][0] for _ in range(3)]
+    assert len(set(ids)) == 3
+    assert first_id(before - LONG) < min(ids) <= max(ids) < first_id(datetime.now(UTC) + LONG)
+    assert {id.version for id in ids} == {4}
+
+
 def pages(url: str, schema: str, name: str, params: tuple[Any, ...]) -> int:
-    """How many pages a claim touches to find and lock what it takes; what it does is undone."""
+    """How many pages a statement touches to find and lock what it takes; what it does is undone."""
     text = f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {in_schema(statements()[name].text.decode(), schema)}"
     with psycopg.connect(url) as connection:
         arrays.register(connection.adapters)
@@ -76,7 +105,7 @@ def pages(url: str, schema: str, name: str, params: tuple[Any, ...]) -> int:
         connection.rollback()
     assert row is not None
     (explained,) = row[0] if not isinstance(row[0], str) else json.loads(row[0])
-    (locking,) = (node for node in nodes(explained["Plan"]) if node["Node Type"] == "LockRows")
+    locking = next(node for node in nodes(explained["Plan"]) if node["Node Type"] == "LockRows")
     return int(locking["Shared Hit Blocks"] + locking["Shared Read Blocks"])
 
 
@@ -194,6 +223,21 @@ async def test_timers_are_found_also_those_that_came_late(app: App, client: Clie
         await asyncio.gather(*(handle.result(timeout=SOON) for handle in soon))
         sql("UPDATE waits SET wake_at = now() - interval '1 hour'")
         await late.result(timeout=SOON)
+
+
+async def test_notes_are_found_also_those_that_came_late(app: App, client: Client, heavy: None, sql: Sql) -> None:
+    @app.workflow
+    async def child() -> None: ...
+
+    @app.workflow
+    async def parent() -> None:
+        await child()
+
+    async with app.worker(lease=LONG):
+        await asyncio.gather(*[(await client.start(parent())).result(timeout=SOON) for _ in range(20)])
+        await until(sql, "SELECT count(*) = 0 FROM outbox")
+        sql("INSERT INTO outbox VALUES (1, %s, %s, NULL, now())", first_id(NOON), new_id())
+        await until(sql, "SELECT count(*) = 0 FROM outbox")
 
 
 # --- paces and places ----------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import pytest
 from perdure import App, Client, Handle, WorkflowCancelled, step, telemetry
 from perdure.engine.children import Children
 from perdure.engine.writer import Writer
-from perdure.model.ids import new_id
+from perdure.model.ids import first_id, new_id
 from perdure.model.records import Checkpoint, Suspension
 from perdure.store.programs import NewWorkflow
 from perdure.store.statements import SHARD
@@ -47,7 +47,7 @@ def a_child_of(parent: FakeRun, sql: Sql, child: FakeRun) -> FakeRun:
 
 
 async def told(database: FaultyDatabase) -> Any:
-    (found,) = await database.attempt("wake_parents", SHARD, 100)
+    (found,) = await database.attempt("wake_parents", SHARD, 100, first_id(None))
     return found
 
 

@@ -22,6 +22,7 @@ from psycopg import Connection, RawCursor
 
 from perdure import embedded
 from perdure.embedded import Cluster
+from perdure.model.ids import first_id
 from perdure.store import arrays, migrations
 from perdure.store.arrays import BigInts, Floats, Ints, Texts, Times, Uuids
 from perdure.store.statements import SHARD, in_schema, statements
@@ -347,7 +348,7 @@ CASES = (
     # parents and children
     _case(
         "wake_parents",
-        lambda t: (SHARD, BATCH),
+        lambda t: (SHARD, BATCH, first_id(None)),
         f"{_ENTRY} {_WAIT} {_CHECKPOINT} {_ROW} outbox_pkey",
         scans={"outbox"},
         pages=80,
@@ -394,7 +395,9 @@ CASES = (
     _case("release", lambda t: (SHARD, ME, t.mine(), BigInts([1] * BATCH), 0), _ENTRY, pages=30),
     _case("wake_due", lambda t: (SHARD, BATCH, None), f"waits_due {_WAIT}", pages=40, rows=20),
     _case("wake_due", lambda t: (SHARD, BATCH, LONG_AGO), f"waits_due {_WAIT}", pages=40, rows=20, label="since then"),
-    _case("next_due", lambda t: (SHARD, None), "waits_due deadlines_due outbox_pkey", batch=1, pages=20),
+    _case(
+        "next_due", lambda t: (SHARD, None, first_id(None)), "waits_due deadlines_due outbox_pkey", batch=1, pages=20
+    ),
     _case("due_deadlines", lambda t: (SHARD, BATCH, None), "deadlines_due"),
     _case("forget_deadlines", lambda t: (SHARD, t.mine()), _DEADLINE),
     _case("park_unknown", lambda t: (SHARD, "default", BATCH), f"{_PENDING} {_ENTRY}", pages=40, rows=40),

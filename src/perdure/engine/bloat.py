@@ -31,7 +31,7 @@ from perdure.store.arrays import Texts
 from perdure.store.database import Database
 from perdure.store.statements import quoted
 
-TABLES = ("queue_entries", "waits")
+TABLES = ("queue_entries", "waits", "outbox")
 """Those that rows only pass through, and of which the front is looked at."""
 _ASK_SECONDS = 10.0
 _MANY = 20_000

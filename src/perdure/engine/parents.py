@@ -8,16 +8,22 @@ died between a flush and this). Who finds a note locks it, so it is dealt with o
 entry and its `waits` row in this moment is found in neither: its note stays for the next look.
 
 A parent that runs here has heard already, from the child: its notes wait for others a little longer.
+
+Where dead rows can't be removed, looks leave out notes that are older than a second at the time of the last look that
+left nothing; those that are committed later than that wait for a look from the front, now and then (bloat.py).
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
+from datetime import datetime, timedelta
 from uuid import UUID
 
+from perdure.engine.bloat import Bloat, Pace
 from perdure.engine.loop import Loop, Turns
+from perdure.model.ids import first_id
 from perdure.store.database import Database
 from perdure.store.statements import SHARD
 
@@ -25,6 +31,7 @@ _LOOK_SECONDS = 30.0
 _PAUSE_SECONDS = 0.005
 _LONG_PAUSE_SECONDS = 0.025
 _MOST = 500
+_LATE = timedelta(seconds=1)
 
 
 class Parents(Loop):
@@ -36,6 +43,7 @@ class Parents(Loop):
         self,
         database: Database,
         *,
+        bloat: Bloat,
         turns: Turns,
         on_woken: Callable[[set[str]], None],
         on_asked: Callable[[Iterable[UUID]], None],
@@ -44,6 +52,8 @@ class Parents(Loop):
         self._database = database
         self._on_woken = on_woken
         self._on_asked = on_asked
+        self._front = Pace(bloat)
+        self._since: datetime | None = None
         self._has_notes = False
         self._hurried = asyncio.Event()
 
@@ -72,8 +82,10 @@ class Parents(Loop):
         async with self.turns.turn():
             self._has_notes = False
             self._hurried.clear()
+            since = None if self._front.is_due else self._since
             try:
-                (found,) = await self._database.attempt("wake_parents", SHARD, _MOST)
+                with nullcontext() if since is not None else self._front.look():
+                    (found,) = await self._database.attempt("wake_parents", SHARD, _MOST, first_id(since))
             except BaseException:
                 self._has_notes = True
                 raise
@@ -84,4 +96,5 @@ class Parents(Loop):
         if found.left or found.found == _MOST:
             self._has_notes = True
             return _PAUSE_SECONDS
+        self._since = found.now - _LATE
         return None

@@ -7,8 +7,9 @@ look does it again, and finds the request there.
 
 The same look sees notes for parents that somebody has left: so an idle worker asks once a second, for both.
 
-Where dead rows can't be removed, looks leave out what was due a minute before the last one, which found nothing left;
-what was committed later than that is found by a look from the front, now and then (bloat.py).
+Where dead rows can't be removed, looks leave out what was due a minute before the last one, which found nothing left,
+and notes that are five seconds older; what was committed later than that is found by a look from the front, now and
+then (bloat.py).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from perdure import failures, telemetry
 from perdure.engine.bloat import Bloat, Pace
 from perdure.engine.loop import Loop, Turns
 from perdure.errors import DeadlineExceeded
+from perdure.model.ids import first_id
 from perdure.model.keys import DEADLINE
 from perdure.store.arrays import Texts, Uuids
 from perdure.store.database import Database
@@ -31,6 +33,7 @@ from perdure.store.statements import SHARD
 _BATCH = 500
 _LOOK_SECONDS = 1.0
 _LATE = timedelta(minutes=1)
+_LATE_NOTES = timedelta(seconds=5)
 
 
 class Timers(Loop):
@@ -56,7 +59,7 @@ class Timers(Loop):
         self._on_asked = on_asked
         self._on_notes = on_notes
         self._front = Pace(bloat)
-        self._since: datetime | None = None
+        self._looked_at: datetime | None = None
         self._ticks = 0
 
     async def tick(self) -> float | None:
@@ -64,9 +67,11 @@ class Timers(Loop):
             return await self._look()
 
     async def _look(self) -> float | None:
-        since = None if self._front.is_due else self._since
-        with nullcontext() if since is not None else self._front.look():
-            (next_due,) = await self._database.attempt("next_due", SHARD, since)
+        looked_at = None if self._front.is_due else self._looked_at
+        since = None if looked_at is None else looked_at - _LATE
+        note = first_id(None if looked_at is None else looked_at - _LATE_NOTES)
+        with nullcontext() if looked_at is not None else self._front.look():
+            (next_due,) = await self._database.attempt("next_due", SHARD, since, note)
         woken: set[str] = set()
         if next_due.seconds is not None and next_due.seconds <= 0:
             woken |= await self._wake(since)
@@ -78,8 +83,8 @@ class Timers(Loop):
         if woken:
             telemetry.emit(telemetry.WorkflowsWoken(queues=tuple(sorted(woken))))
             self._on_woken(woken)
-            (next_due,) = await self._database.attempt("next_due", SHARD, since)
-        self._since = next_due.now - _LATE
+            (next_due,) = await self._database.attempt("next_due", SHARD, since, note)
+        self._looked_at = next_due.now
         if next_due.notes:
             self._on_notes()
         return None if next_due.seconds is None else max(0.001, min(_LOOK_SECONDS, next_due.seconds))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import time
+from datetime import datetime
 from hashlib import blake2b
 from uuid import UUID
 
@@ -22,6 +23,11 @@ def new_id(key: str | None = None) -> UUID:
     slot = noise >> 68 if key is None else slot_of_key(key)
     milliseconds = time.time_ns() // 1_000_000
     return UUID(int=milliseconds << 80 | 0x7 << 76 | slot << 64 | 0b10 << 62 | noise & _RANDOM_BITS)
+
+
+def first_id(at: datetime | None) -> UUID:
+    """An id that is lower than all that were made at that time or later; None: than all."""
+    return UUID(int=0) if at is None else UUID(int=int(at.timestamp() * 1000) << 80)
 
 
 def slot_of_key(key: str) -> int:

@@ -228,7 +228,7 @@ WITH held AS MATERIALIZED (
     WHERE born.wake_at <= perdure.now()
 ), told AS (
     INSERT INTO perdure.outbox (shard, id, target_id, worker_id, created_at)
-    SELECT $1::int4, pg_catalog.gen_random_uuid(), item.parent_id, $2::uuid, perdure.now()
+    SELECT $1::int4, perdure.note_id(perdure.now()), item.parent_id, $2::uuid, perdure.now()
     FROM unnest($52::uuid[]) AS item (parent_id)
     WHERE (SELECT yes FROM all_held)
 ), streamed AS (

@@ -64,7 +64,7 @@ WITH entry AS MATERIALIZED (
     WHERE known.epoch = 0
 ), told AS (
     INSERT INTO perdure.outbox (shard, id, target_id, created_at)
-    SELECT $1::int4, pg_catalog.gen_random_uuid(), known.parent_id, perdure.now()
+    SELECT $1::int4, perdure.note_id(perdure.now()), known.parent_id, perdure.now()
     FROM known
     WHERE known.epoch = 0 AND known.parent_id IS NOT NULL
 )
@@ -101,7 +101,7 @@ WITH entry AS MATERIALIZED (
     ON CONFLICT (shard, workflow_id, key) DO NOTHING
 ), told AS (
     INSERT INTO perdure.outbox (shard, id, target_id, created_at)
-    SELECT $1::int4, pg_catalog.gen_random_uuid(), known.parent_id, perdure.now()
+    SELECT $1::int4, perdure.note_id(perdure.now()), known.parent_id, perdure.now()
     FROM known
     WHERE known.parent_id IS NOT NULL
 )
@@ -191,16 +191,16 @@ WHERE (SELECT true FROM perdure.checkpoints
 
 -- :name wake_parents
 -- running -> running, waiting -> pending: parents of which a child has ended look for it. Any worker, for whatever is in
--- the outbox. $1 shard int4 · $2 limit int4
+-- the outbox. $1 shard int4 · $2 limit int4 · $3 uuid: none with a lower id
 -- Locks what it takes (SKIP LOCKED), then the parents' entries in id order, then their waits rows. What is found in
 -- neither is taken when it has ended, or waits for nobody (it will look when it runs); else it moves in this moment, and
--- the next look finds it. left: how many those are. running: who is to be told at once; others run where the child did,
+-- the next look finds it. left: how many those are. now: what time it is. running: who is to be told at once; others run where the child did,
 -- and have heard. In an order, so that the index is read no further than the limit; its keys are compared as rows, for
 -- planners that know nothing of the table (page_active in workflows.sql).
 WITH picked AS MATERIALIZED (
     SELECT id, target_id, worker_id
     FROM perdure.outbox
-    WHERE (shard, id) >= ($1::int4, '00000000-0000-0000-0000-000000000000'::uuid)
+    WHERE (shard, id) >= ($1::int4, $3::uuid)
       AND (shard, id) <= ($1::int4, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid)
     ORDER BY shard, id
     LIMIT $2::int4
@@ -250,7 +250,8 @@ SELECT ARRAY(SELECT entry.workflow_id FROM entry
                              AND picked.worker_id IS DISTINCT FROM entry.worker_id)) AS running,
        ARRAY(SELECT woken.queue FROM woken) AS queues,
        (SELECT pg_catalog.count(*) FROM picked) AS found,
-       (SELECT pg_catalog.count(*) FROM picked) - (SELECT pg_catalog.count(*) FROM settled) AS left;
+       (SELECT pg_catalog.count(*) FROM picked) - (SELECT pg_catalog.count(*) FROM settled) AS left,
+       perdure.now() AS now;
 
 -- :name resume_ended
 -- error | cancelled -> pending: the result, the cancel, and the failures that the result came from are set aside; all
@@ -771,10 +772,10 @@ FROM unnest($3::uuid[], $4::int8[]) AS item (id, after),
 -- :name due_deadlines
 -- Workflows whose deadline has passed, ended or not. Locks nothing.
 -- $1 shard int4 · $2 limit int4 · $3 timestamptz: none that passed before (null: all)
+-- In no order, like wake_due: a sort would read all that have passed for each batch.
 SELECT workflow_id
 FROM perdure.deadlines
 WHERE shard = $1::int4 AND due_at <= perdure.now() AND due_at >= COALESCE($3::timestamptz, '-infinity')
-ORDER BY due_at
 LIMIT $2::int4;
 
 -- :name forget_deadlines

@@ -158,12 +158,12 @@ SELECT DISTINCT queue FROM due;
 
 -- :name next_due
 -- In how many seconds the next timer is due; null: there is none. What time it is; and whether there are notes for parents.
--- $1 shard int4 · $2 timestamptz: none that was due before (null: all)
+-- $1 shard int4 · $2 timestamptz: none that was due before (null: all) · $3 uuid: no notes with a lower id
 SELECT CASE WHEN pg_catalog.isfinite(next.at) THEN pg_catalog.date_part('epoch', next.at - perdure.now())
             WHEN next.at < perdure.now() THEN 0 END AS seconds,
        perdure.now() AS now,
        (SELECT true FROM perdure.outbox
-        WHERE (shard, id) >= ($1::int4, '00000000-0000-0000-0000-000000000000'::uuid)
+        WHERE (shard, id) >= ($1::int4, $3::uuid)
           AND (shard, id) <= ($1::int4, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid)
         ORDER BY shard, id
         LIMIT 1) IS TRUE AS notes

@@ -10,6 +10,12 @@ CREATE FUNCTION perdure.now() RETURNS timestamptz
     LANGUAGE sql STABLE PARALLEL SAFE
     AS 'SELECT pg_catalog.statement_timestamp()';
 
+-- An id of a note that is written then: 48 bits of milliseconds since 1970, and what else a random uuid has.
+CREATE FUNCTION perdure.note_id(at timestamptz) RETURNS uuid
+    LANGUAGE sql VOLATILE PARALLEL SAFE
+    AS 'SELECT (pg_catalog.lpad(pg_catalog.to_hex((pg_catalog.date_part(''epoch'', at) * 1000)::int8), 12, ''0'')
+                || pg_catalog.substr(pg_catalog.gen_random_uuid()::text, 14))::uuid';
+
 CREATE TABLE perdure.installation (
     shard int4 NOT NULL,
     id uuid NOT NULL,
@@ -141,6 +147,7 @@ CREATE INDEX waits_for_worker ON perdure.waits (shard, name) WHERE waiting_for =
 -- Workflows of which a child has ended, and that haven't been told. Written with the end; gone within moments.
 CREATE TABLE perdure.outbox (
     shard int4 NOT NULL,
+    -- perdure.note_id(now): in the order of time, so that looks can leave out what is older, and may be dead.
     id uuid NOT NULL,
     target_id uuid NOT NULL,
     -- The worker that ran the child to its end; null: somebody else ended it.
