@@ -772,10 +772,14 @@ FROM unnest($3::uuid[], $4::int8[]) AS item (id, after),
 -- :name due_deadlines
 -- Workflows whose deadline has passed, ended or not. Locks nothing.
 -- $1 shard int4 · $2 limit int4 · $3 timestamptz: none that passed before (null: all)
--- In no order, like wake_due: a sort would read all that have passed for each batch.
+-- $3 is compared as a row: a planner that knows nothing of the table takes two ends of a range for a narrow one, and would
+-- read all of it for each batch.
 SELECT workflow_id
 FROM perdure.deadlines
-WHERE shard = $1::int4 AND due_at <= perdure.now() AND due_at >= COALESCE($3::timestamptz, '-infinity')
+WHERE shard = $1::int4 AND due_at <= perdure.now()
+  AND (due_at, workflow_id)
+      >= (COALESCE($3::timestamptz, '-infinity'), '00000000-0000-0000-0000-000000000000'::uuid)
+ORDER BY due_at
 LIMIT $2::int4;
 
 -- :name forget_deadlines
