@@ -170,8 +170,8 @@ class Client:
     ) -> list[Handle[R]]:
         """Start many workflows, in as few statements as possible; returns their handles in order.
 
-        All arguments are checked before anything is written. Batches of 1000 commit one by one; in a transaction of the
-        caller's (`connection=`) all of them commit together.
+        All arguments are checked before anything is written. Batches of 1000 commit each by itself, two at a time; in a
+        transaction of the caller's (`connection=`) all of them commit together.
         """
         starts = [each if isinstance(each, Start) else Start(each) for each in invocations]
         news = self._new_many(starts, queue)

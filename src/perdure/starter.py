@@ -1,6 +1,6 @@
 """Starting workflows: what many callers start at the same time goes to the database in one statement.
 
-Two lanes, each a task that sends one batch at a time while the next one gathers:
+Two lanes, each sends one batch at a time while the next one gathers; of a crowd, the plain one sends two:
 
 - the plain one: rows, inputs and entries are only inserted, so nothing can be in its way;
 - the keyed one, for starts under a key or at a later time: they may meet somebody else's open transaction that holds a
@@ -17,7 +17,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 from uuid import UUID
 
 import psycopg
@@ -79,7 +79,7 @@ class Starter:
         self._patience = settings.connect_timeout.total_seconds()
         self._on_started = on_started
         self._on_timer = on_timer
-        self._plain = _Lane(self._send_plain, _MOST_PLAIN)
+        self._plain = _Lane(self._send_plain, _MOST_PLAIN, width=2)
         self._keyed = _Lane(self._send_keyed, _MOST_KEYED)
         self._apart: set[asyncio.Task[None]] = set()
         self._one_apart = asyncio.Semaphore()
@@ -298,24 +298,29 @@ class Starter:
 
 
 class _Lane:
-    """One task that sends one batch at a time, while the next one gathers; it lives only while there is work."""
+    """A task that sends one batch at a time, while the next one gathers; it lives only while there is work.
 
-    def __init__(self, send: Callable[[list[_Waiting]], Any], most: int) -> None:
+    Where more than a batch waits, so many tasks: one has its batch written while the other gets its own ready.
+    """
+
+    def __init__(self, send: Callable[[list[_Waiting]], Any], most: int, *, width: int = 1) -> None:
         self._send = send
         self._most = most
+        self._width = width
         self._waiting: list[_Waiting] = []
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def put(self, one: _Waiting) -> None:
         self._waiting.append(one)
-        if self._task is None:
-            self._task = asyncio.ensure_future(self._run())
+        if not self._tasks or (len(self._tasks) < self._width and len(self._waiting) > self._most):
+            self._tasks.add(asyncio.ensure_future(self._run()))
 
     async def close(self) -> None:
-        if task := self._task:
-            await asyncio.wait({task}, timeout=_CLOSING_SECONDS)
-            task.cancel()
-            await asyncio.wait({task})
+        if tasks := set(self._tasks):
+            await asyncio.wait(tasks, timeout=_CLOSING_SECONDS)
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
         _cancel_all(self._waiting)
 
     async def _run(self) -> None:
@@ -330,7 +335,7 @@ class _Lane:
                 except Exception as error:  # whatever it is, nobody may wait for ever
                     _tell_all(batch, error)
         finally:
-            self._task = None
+            self._tasks.discard(cast("asyncio.Task[None]", asyncio.current_task()))
 
 
 def _cancel_all(waiting: Sequence[_Waiting]) -> None:

@@ -18,7 +18,7 @@ from perdure.model.records import Claim
 from perdure.starter import Starter
 from perdure.store.programs import NewWorkflow, Started
 
-from .support import FaultyDatabase, Gate, Sql, locked, waits_for_a_lock
+from .support import FaultyDatabase, Gate, Sql, locked, until, waits_for_a_lock
 
 LONG = timedelta(seconds=60)
 SOON = timedelta(seconds=20)
@@ -52,6 +52,18 @@ async def test_starts_at_the_same_time_go_in_few_statements(starter: Starter, da
     database.sent.clear()
     await asyncio.gather(*(starter.start([new()]) for _ in range(500)))
     assert database.sent.count("start") <= 3
+
+
+async def test_of_a_crowd_two_batches_are_under_way(starter: Starter, database: FaultyDatabase, sql: Sql) -> None:
+    held = database.hold_answer("start")
+    starting = asyncio.create_task(starter.start([new() for _ in range(3500)]))
+    await held.happened.wait()
+    await until(sql, "SELECT count(*) >= 2000 FROM workflow_rows")
+    assert not starting.done()
+    held.leave.set()
+    assert all(one.started for one in await starting)
+    await starter.start([new()])
+    assert sql("SELECT count(*) FROM workflow_rows") == [(3501,)]
 
 
 async def test_a_start_whose_request_was_lost_and_arrives_late_starts_nothing_twice(
