@@ -151,7 +151,7 @@ which waits for 20 s before it promotes. No acknowledged start was lost.
   the end it looks at what must hold: no workflow is lost, none is both pending and waiting, nothing of an old epoch
   is written behind the load of a newer run, an effect begins on nothing that isn't durable, each workflow ends on
   the path that all its effects stood on, messages come once and in order, no worker believes in a lease that has
-  run out.
+  run out, none runs more workflows at a time than it may, and no step is tried more often.
 - **Rules switched off** (`make simulation ARGS=--rules`): a simulation that finds nothing may be blind. Of
   {results.rules[1]} rules of the protocols, {results.rules[0]} made a seed fail when they were switched off.
 - **Chaos** (`tests/chaos/`, `make chaos`): a bank with worker processes, SIGKILL, SIGSTOP beyond the lease, crashes

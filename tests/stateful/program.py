@@ -311,7 +311,10 @@ class Life:
             await self.node(node, place)
             return place
 
-        results = perdure.as_completed([placed(place, each) for place, each in children])
+        tasks = [asyncio.create_task(placed(place, each)) for place, each in children]
+        for task in tasks:
+            task.add_done_callback(_hear)  # nobody asks for the rest where this is cancelled
+        results = perdure.as_completed(tasks)
         while True:
             try:
                 self.say(f"{where} got {await anext(results)}")
@@ -319,6 +322,11 @@ class Life:
                 self.say(f"{where} got a failure: {error}")
             except StopAsyncIteration:
                 return
+
+
+def _hear(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled():
+        task.exception()
 
 
 LIVES: dict[UUID, Life] = {}
