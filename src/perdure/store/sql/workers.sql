@@ -76,9 +76,9 @@ WHERE shard = $1::int4 AND status = 'live'
 RETURNING id, host, pid;
 
 -- :name fallen
--- Whether some worker is to be buried, and the ids of workers that stand in entries and are not alive: one probe a distinct
--- id (a loose index scan). By the entries, not by the list of the dead: a claim that was on its way when its worker was
--- buried is found as well.
+-- Whether some worker is to be buried, how many live, and the ids of workers that stand in entries and don't: one probe a
+-- distinct id (a loose index scan). By the entries, not by the list of the dead: a claim that was on its way when its
+-- worker was buried is found as well.
 -- writable is never anything, and locks nothing; but a server that takes no writes any more refuses it, so that an idle
 -- worker leaves that server: whatever else it asks is only read.
 -- $1 shard int4
@@ -100,6 +100,7 @@ SELECT EXISTS (SELECT 1 FROM writable)
                   WHERE shard = $1::int4 AND status = 'live'
                     AND (expires_at <= perdure.now()
                          OR expires_at > perdure.now() + pg_catalog.make_interval(secs => lease_seconds))) AS dying,
+       (SELECT pg_catalog.count(*) FROM perdure.worker_rows WHERE shard = $1::int4 AND status = 'live') AS live,
        ARRAY(SELECT holder.worker_id
              FROM holder
              WHERE holder.worker_id IS NOT NULL
