@@ -23,7 +23,7 @@ from collections import deque
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 from perdure.engine.loop import Loop, Turns
@@ -43,6 +43,8 @@ _LATE = timedelta(seconds=1)
 _LATER = timedelta(seconds=15)
 _MOST_PRIORITIES = 32
 _FIRST = UUID(int=0)
+
+T = TypeVar("T")
 
 Place = tuple[datetime, UUID]
 Places = tuple[list[int], list[datetime], list[UUID]]
@@ -106,6 +108,15 @@ class Pace:
             self._took.append(ended - began)
             if self._bloat.is_heavy and len(self._took) == _IN_A_ROW:
                 self._due = ended + pause_after(min(self._took) - self._bloat.answer_seconds)
+
+    @contextmanager
+    def look_from(self, place: T | None) -> Generator[T | None]:
+        """A look, in the block, from that place; None: from the front, since it may be taken, or no place is known."""
+        if place is None or self.is_due:
+            with self.look():
+                yield None
+        else:
+            yield place
 
 
 class Front:

@@ -321,7 +321,7 @@ class Delivery:
             self._loop.call_soon(self._look)
 
     def go_on(self) -> None:
-        """What it was told when it moved (not yet) is over."""
+        """It may go on now; when it moved, `on_move` had said no."""
         self._loop.call_soon(self._look)
 
     def cancelling(self, task: asyncio.Task[Any]) -> None:

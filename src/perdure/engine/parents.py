@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from datetime import datetime, timedelta
 from uuid import UUID
 
@@ -82,9 +82,8 @@ class Parents(Loop):
         async with self.turns.turn():
             self._has_notes = False
             self._hurried.clear()
-            since = None if self._front.is_due else self._since
             try:
-                with nullcontext() if since is not None else self._front.look():
+                with self._front.look_from(self._since) as since:
                     (found,) = await self._database.attempt("wake_parents", SHARD, _MOST, first_id(since))
             except BaseException:
                 self._has_notes = True

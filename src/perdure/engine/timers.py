@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
 from datetime import datetime, timedelta
 from uuid import UUID
 
@@ -67,10 +66,9 @@ class Timers(Loop):
             return await self._look()
 
     async def _look(self) -> float | None:
-        looked_at = None if self._front.is_due else self._looked_at
-        since = None if looked_at is None else looked_at - _LATE
-        note = first_id(None if looked_at is None else looked_at - _LATE_NOTES)
-        with nullcontext() if looked_at is not None else self._front.look():
+        with self._front.look_from(self._looked_at) as looked_at:
+            since = None if looked_at is None else looked_at - _LATE
+            note = first_id(None if looked_at is None else looked_at - _LATE_NOTES)
             (next_due,) = await self._database.attempt("next_due", SHARD, since, note)
         woken: set[str] = set()
         if next_due.seconds is not None and next_due.seconds <= 0:

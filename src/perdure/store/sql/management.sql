@@ -194,9 +194,9 @@ WHERE (SELECT true FROM perdure.checkpoints
 -- the outbox. $1 shard int4 · $2 limit int4 · $3 uuid: none with a lower id
 -- Locks what it takes (SKIP LOCKED), then the parents' entries in id order, then their waits rows. What is found in
 -- neither is taken when it has ended, or waits for nobody (it will look when it runs); else it moves in this moment, and
--- the next look finds it. left: how many those are. now: what time it is. running: who is to be told at once; others run where the child did,
--- and have heard. In an order, so that the index is read no further than the limit; its keys are compared as rows, for
--- planners that know nothing of the table (page_active in workflows.sql).
+-- the next look finds it. left: how many those are. now: what time it is. running: who is to be told at once; others
+-- run where the child did, and have heard. In an order, so that the index is read no further than the limit; its keys
+-- are compared as rows, for planners that know nothing of the table (page_active in workflows.sql).
 WITH picked AS MATERIALIZED (
     SELECT id, target_id, worker_id
     FROM perdure.outbox
