@@ -195,10 +195,7 @@ def _run(app: App, options: WorkerOptions, stopping: Stopping, place: _Place) ->
     if place.supervised is not None:
         report(place.supervised, lambda: service.is_ready, lambda: stopping.ask("the supervisor is gone"))
     try:
-        # What is loaded now stays, and finished workflows free themselves. The collector needs to look only when more
-        # has been made than what is under way: some fifty objects for each workflow.
-        gc.freeze()
-        gc.set_threshold(min(max(20_000, 100 * options.concurrency), 200_000), 20, 100)
+        collect_rarely(options.concurrency)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(service.run())
     except PerdureError:
@@ -207,6 +204,16 @@ def _run(app: App, options: WorkerOptions, stopping: Stopping, place: _Place) ->
         _log.exception("the worker failed")
         return FAILED
     return 0
+
+
+def collect_rarely(concurrency: int) -> None:
+    """Set the garbage collector for a process that does nothing but run so many workflows at a time.
+
+    What is loaded now stays, and finished workflows free themselves. The collector needs to look only when more has
+    been made than what is under way: some fifty objects for each workflow.
+    """
+    gc.freeze()
+    gc.set_threshold(min(max(20_000, 100 * concurrency), 200_000), 20, 100)
 
 
 class _Service:

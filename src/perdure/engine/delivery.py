@@ -15,7 +15,7 @@ one of them was cancelled: it may wait here, or in a body, and wakes in the next
 (`Task`); where somebody else's factory makes them, every turn is waited for twice. A gather of gathers, however deep,
 is seen through.
 
-Who is given a turn goes on within the look that found the rest (`_Turn`), not one turn of the loop later: half of
+Who is given a turn goes on within the look that found the rest (`_give`), not one turn of the loop later: half of
 what an order costs is the loop. What was to run already goes first: where the loop has anything else to run, or
 doesn't tell, it must look like rest once more. Whoever has just got an outcome, and has the next one in the same
 breath, while all others are at rest, gets it at once.
@@ -48,16 +48,17 @@ _QUIET_TURNS = 4
 _MANY = 8
 
 
-class _Turn(asyncio.Future[int]):
-    """The turn of one outcome: whoever waits for it goes on while it is given, not a turn of the loop later."""
+def _give(turn: asyncio.Future[int], position: int) -> None:
+    """Let who waits for that turn go on in here, not a turn of the loop later.
 
-    def give(self, position: int) -> None:
-        waiting: list[tuple[Callable[[_Turn], object], Context]] = list(getattr(self, "_callbacks", None) or ())
-        for callback, _ in waiting:
-            self.remove_done_callback(callback)
-        self.set_result(position)
-        for callback, context in waiting:
-            context.run(callback, self)
+    It is no class of our own with such a method: tasks wait in a cheaper way for what is a plain future.
+    """
+    waiting: list[tuple[Callable[[asyncio.Future[int]], object], Context]] = getattr(turn, "_callbacks", None) or []
+    for callback, _ in waiting:
+        turn.remove_done_callback(callback)
+    turn.set_result(position)
+    for callback, context in waiting:
+        context.run(callback, turn)
 
 
 class Task(asyncio.Task[Any]):
@@ -124,10 +125,10 @@ class Delivery:
         self._ready: Sized | None = getattr(loop, "_ready", None)  # what asyncio's own loops run in their next turn
         self._on_rest = on_rest
         self._on_move = on_move
-        self._recorded: list[tuple[int, int, _Turn]] = []
+        self._recorded: list[tuple[int, int, asyncio.Future[int]]] = []
         self._order = 0
-        self._arrived: deque[tuple[float, _Turn]] = _NO_TURNS  # by time
-        self._beginning: deque[_Turn] = _NO_TURNS  # what waits until nothing recorded is left
+        self._arrived: deque[tuple[float, asyncio.Future[int]]] = _NO_TURNS  # by time
+        self._beginning: deque[asyncio.Future[int]] = _NO_TURNS  # what waits until nothing recorded is left
         self._quiet = 0
         self._held = False
         self._scheduled = False
@@ -237,7 +238,7 @@ class Delivery:
 
     def arrived(self, at: float) -> asyncio.Future[int]:
         """The turn of an outcome that arrived at that time: it will hold its position."""
-        turn = _Turn(loop=self._loop)
+        turn: asyncio.Future[int] = asyncio.Future(loop=self._loop)
         if self._arrived is _NO_TURNS:
             self._arrived = deque()
         place = len(self._arrived)
@@ -249,7 +250,7 @@ class Delivery:
 
     def recorded(self, position: int) -> asyncio.Future[int]:
         """The turn of a recorded outcome."""
-        turn = _Turn(loop=self._loop)
+        turn: asyncio.Future[int] = asyncio.Future(loop=self._loop)
         self._order += 1
         heappush(self._recorded, (position, self._order, turn))
         self.look()
@@ -259,7 +260,7 @@ class Delivery:
         """Wait until nothing recorded can be delivered any more: then a body may start."""
         if self.is_simple:
             return
-        turn = _Turn(loop=self._loop)
+        turn: asyncio.Future[int] = asyncio.Future(loop=self._loop)
         if self._beginning is _NO_TURNS:
             self._beginning = deque()
         self._beginning.append(turn)
@@ -393,17 +394,17 @@ class Delivery:
         while self._recorded:
             position, _, turn = heappop(self._recorded)
             if not turn.done():
-                turn.give(position)
+                _give(turn, position)
                 return
         while self._arrived:
             _, turn = self._arrived.popleft()
             if not turn.done():
-                turn.give(self.next())
+                _give(turn, self.next())
                 return
         while self._beginning:
             turn = self._beginning.popleft()
             if not turn.done():
-                turn.give(0)
+                _give(turn, 0)
                 return
 
 
