@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
 from typing import TypeVar
 
 from perdure import App, Handle, Invocation, StepInfo, WorkflowInfo, step
-from perdure.worker import Worker
+from perdure.worker import Worker, WorkerOptions
 
 R = TypeVar("R")
 
 SOON = timedelta(seconds=30)
 AT_ONCE = timedelta(0)
+A_WHILE = timedelta(seconds=1.2)
+"""A wait that leaves memory; with `dozing`, also where the machine stands still for a second."""
 
 
 class Gate:
@@ -38,6 +40,11 @@ class Gate:
 
     def open(self) -> None:
         self._open.set()
+
+
+def dozing(app: App, **options: timedelta) -> AbstractAsyncContextManager[Worker]:
+    """A worker whose workflows leave memory for all but the shortest waits."""
+    return app._worker(WorkerOptions(suspends_from=timedelta(milliseconds=100), **options))
 
 
 @step

@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import pytest
 
-from acceptance.support import AT_ONCE, SOON, Gate, hold, interrupted, served
+from acceptance.support import A_WHILE, AT_ONCE, SOON, Gate, dozing, hold, interrupted, served
 from perdure import (
     App,
     Retry,
@@ -350,11 +350,11 @@ async def test_a_compensation_may_sleep_and_leave_memory(app: App, sql: Sql, eve
             await hold(gate)
         except asyncio.CancelledError:
             told.append(1)
-            await sleep(timedelta(seconds=1.2))
+            await sleep(A_WHILE)
             await diary.undo("a")
             raise
 
-    async with app.worker():
+    async with dozing(app):
         handle = await app.start(flow())
         await gate.reached()
         await handle.cancel(reason="enough")
@@ -664,13 +664,13 @@ async def test_a_second_cancellation_leaves_the_compensation_alone_and_is_record
             told[-1].append("first")
             try:
                 await hold(compensating)
-                await sleep(timedelta(seconds=1.1))
+                await sleep(A_WHILE)
             except asyncio.CancelledError:
                 told[-1].append("second, or unwound")
                 raise
             raise first
 
-    async with app.worker():
+    async with dozing(app):
         handle = await app.start(flow())
         await working.reached()
         await handle.cancel(reason="first")

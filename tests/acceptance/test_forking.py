@@ -130,10 +130,10 @@ async def test_messages_behind_the_step_are_received_again(app: App) -> None:
     async def collects() -> list[int]:
         return [await recv("numbers", type=int) for _ in range(3)]
 
+    handle = await app.start(collects())
+    for number in range(4):
+        await handle.send("numbers", number)
     async with app.worker():
-        handle = await app.start(collects())
-        for number in range(4):
-            await handle.send("numbers", number)
         assert await handle.result(timeout=SOON) == [0, 1, 2]
         await app.rewind(handle.id, after="recv(numbers)", patch={"recv(numbers)": 10})
         assert await handle.result(timeout=SOON) == [10, 1, 2]

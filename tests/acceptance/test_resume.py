@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from acceptance.support import SOON, Gate, hold, interrupted, served
+from acceptance.support import A_WHILE, SOON, Gate, dozing, hold, interrupted, served
 from perdure import (
     App,
     ReplayMismatch,
@@ -257,10 +257,10 @@ async def test_what_was_cancelled_goes_on_where_it_was(app: App, sql: Sql, event
     @app.workflow
     async def flow() -> list[str]:
         first = await shop.charge(1)
-        await sleep(timedelta(seconds=1.5))
+        await sleep(A_WHILE)
         return [first, await shop.charge(2)]
 
-    async with app.worker():
+    async with dozing(app):
         handle = await app.start(flow())
         await events.wait_for(telemetry.WorkflowSuspended)
         await handle.cancel()

@@ -120,7 +120,7 @@ async def test_a_run_that_is_over_undoes_nothing(app: App, events: Any) -> None:
         async with saga() as s:
             await book(world, "flight")
             s.compensate(undo, world, "flight")
-            await sleep(timedelta(seconds=1.2))
+            await sleep(timedelta(seconds=3))
             await hold(gate)
 
     async with interrupted(app, trip(), gate) as handle:

@@ -9,14 +9,13 @@ from typing import Any
 
 import pytest
 
-from acceptance.support import AT_ONCE, SOON, Gate, hold, served
+from acceptance.support import A_WHILE, AT_ONCE, SOON, Gate, dozing, hold, served
 from perdure import App, NotInWorkflow, Retry, Status, now, sleep, sleep_until, step, telemetry, timeout
 from perdure.worker import WorkerOptions
 
 HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)
 MOMENT = timedelta(milliseconds=100)
-A_WHILE = timedelta(seconds=1.2)
 LEASE = timedelta(days=100)
 Sql = Callable[..., list[Any]]
 
@@ -55,7 +54,7 @@ async def test_a_workflow_that_sleeps_leaves_memory_and_goes_on(app: App, events
         await mark("after")
         return (now() - began).total_seconds()
 
-    async with app.worker() as worker:
+    async with dozing(app) as worker:
         handle = await app.start(flow())
         await events.wait_for(telemetry.WorkflowSuspended)
         info = await handle.describe()
@@ -274,7 +273,7 @@ async def test_a_step_that_runs_keeps_the_workflow_in_memory(app: App, events: A
         await sleep(A_WHILE)
         await sleep(timedelta(seconds=0.1))
 
-    async with app.worker():
+    async with dozing(app):
         handle = await app.start(flow())
         await gate.reached()
         other = await app.start(clockwork())
@@ -296,7 +295,7 @@ async def test_it_suspends_when_the_last_step_beside_a_sleep_has_ended(app: App,
         await nap
         return "done"
 
-    async with app.worker():
+    async with dozing(app):
         handle = await app.start(flow())
         await gate.reached()
         assert events.of(telemetry.WorkflowSuspended) == []
@@ -375,7 +374,7 @@ async def test_tasks_that_wait_for_each_other_do_not_keep_it_in_memory(app: App,
             group.create_task(naps())
             return await queue.get()
 
-    async with app.worker():
+    async with dozing(app):
         handle = await app.start(flow())
         await events.wait_for(telemetry.WorkflowSuspended)
         assert await handle.result(timeout=SOON) == "woken"
@@ -397,7 +396,7 @@ async def test_a_pause_of_more_than_a_second_before_another_attempt_leaves_memor
     async def flow() -> int:
         return await work()
 
-    async with app.worker():
+    async with dozing(app):
         handle = await app.start(flow())
         suspended = await events.wait_for(telemetry.WorkflowSuspended)
         assert suspended.waiting_for == "retry"

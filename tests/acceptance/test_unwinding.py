@@ -13,10 +13,9 @@ from typing import Any
 
 import pytest
 
-from acceptance.support import AT_ONCE, SOON, Gate
+from acceptance.support import A_WHILE, AT_ONCE, SOON, Gate, dozing
 from perdure import App, now, run_step, sleep, step, telemetry, timeout, uuid4
 
-A_WHILE = timedelta(seconds=1.1)
 HOUR = timedelta(hours=1)
 Sql = Callable[..., list[Any]]
 WAYS = ["suspended", "handed over", "lost"]
@@ -77,7 +76,7 @@ class Interruptions:
         """Its result, after its first run was unwound."""
         app, gate = self._app, self._gate
         if self.how == "suspended":
-            async with app.worker():
+            async with dozing(app):
                 handle = await app.start(invocation)
                 await self._events.wait_for(telemetry.WorkflowSuspended)
                 result = await handle.result(timeout=SOON)
@@ -256,7 +255,7 @@ async def test_a_task_that_swallows_every_cancellation_is_left_alone_and_reporte
         await task
         return "done"
 
-    async with app.worker():
+    async with dozing(app):
         handle = await app.start(flow())
         outlived = await events.wait_for(telemetry.RunOutlived)
         assert (outlived.workflow_id, outlived.task) == (handle.id, "stubborn")

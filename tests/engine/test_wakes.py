@@ -42,6 +42,7 @@ from .support import (
 HOUR = timedelta(hours=1)
 LONG = timedelta(seconds=60)
 SOON = timedelta(seconds=20)
+DOZING = WorkerOptions(lease=LONG, suspends_from=timedelta(milliseconds=100))
 PARKING = Retry(max_attempts=1)
 SAID = json.dumps({"by": "$cancel", "reason": "enough"})
 RESULT = json.dumps({"type": "perdure.errors.WorkflowCancelled", "message": "enough", "args": ["enough"]})
@@ -937,7 +938,7 @@ async def test_a_step_that_is_resumed_while_its_workflow_is_being_loaded_goes_on
         value, _ = await asyncio.gather(work(), sleep(timedelta(seconds=1.2)))
         return value
 
-    async with app.worker(lease=LONG):
+    async with app._worker(DOZING):
         handle = await app.start(flow())
         await events.wait_for(telemetry.WorkflowSuspended)
         loading = faulty.hold_answer("load", with_rows=True)
@@ -976,7 +977,7 @@ async def test_a_step_that_is_resumed_before_the_code_has_come_to_it_again_goes_
         await nap
         return value
 
-    async with app.worker(lease=LONG) as worker:
+    async with app._worker(DOZING) as worker:
         handle = await app.start(flow())
         await events.wait_for(telemetry.WorkflowSuspended)
         is_new = True  # the code was deployed anew, with one more step
@@ -1014,7 +1015,7 @@ async def test_a_step_that_is_resumed_while_its_code_waits_to_say_that_it_is_par
         await nap
         return value
 
-    async with app.worker(lease=LONG) as worker:
+    async with app._worker(DOZING) as worker:
         handle = await app.start(flow())
         await events.wait_for(telemetry.WorkflowSuspended)
         is_new = True
