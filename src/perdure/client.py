@@ -27,7 +27,7 @@ from perdure.config import Settings
 from perdure.errors import WorkflowNotFound, WrongPlace, WrongState
 from perdure.failures import Catalogue
 from perdure.handle import Handle
-from perdure.model.ids import new_id
+from perdure.model.ids import new_ids
 from perdure.model.records import WorkflowInfo, info
 from perdure.model.statuses import Status
 from perdure.starts import Json, Start, attributes_text, aware, prepare, taken
@@ -656,11 +656,11 @@ class Client:
         """The same for many."""
         for each in starts:
             taken(each.invocation)  # also those behind one that is refused
-        ids = iter(sorted(new_id() for _ in starts))  # so that they run in the order in which they were given
+        ids = new_ids(len(starts))  # in order, so that they run in the order in which they were given
         return [
             self._new(
                 each.invocation,
-                id=next(ids),
+                id=id,
                 key=each.key,
                 queue=queue,
                 priority=each.priority,
@@ -668,7 +668,7 @@ class Client:
                 delay=each.delay,
                 attributes=each.attributes,
             )
-            for each in starts
+            for each, id in zip(starts, ids, strict=True)
         ]
 
     def _program(self, news: Sequence[NewWorkflow]) -> Program[list[Started]]:

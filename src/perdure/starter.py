@@ -33,6 +33,7 @@ from perdure.store.programs import NewWorkflow, Started
 from perdure.store.statements import SHARD
 
 _MOST_PLAIN = 1000
+_CROWD = 200  # fewer aren't worth a statement more
 _MOST_KEYED = 200
 _LOCK_TIMEOUT = "200ms"
 _CLOSING_SECONDS = 2.0
@@ -54,14 +55,34 @@ class Local(Protocol):
         """Slots that were reserved and aren't needed; in doubt: the entries may be ours all the same."""
 
 
+class _Call:
+    """A caller's starts: one future for all of them, since there may be thousands."""
+
+    __slots__ = ("done", "left")
+
+    def __init__(self, count: int) -> None:
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.left = count
+
+
 @dataclass(slots=True, eq=False)
 class _Waiting:
     """A start under way."""
 
     new: NewWorkflow
-    future: asyncio.Future[Started]
+    call: _Call
     deadline: float
+    outcome: Started | Exception | None = None
     outcome_unknown: bool = False
+
+    def tell(self, outcome: Started | Exception) -> None:
+        """What has come of it; the first time counts."""
+        call = self.call
+        if self.outcome is None:
+            self.outcome = outcome
+            call.left -= 1
+            if not (call.left or call.done.done()):
+                call.done.set_result(None)
 
 
 class Starter:
@@ -93,20 +114,19 @@ class Starter:
             DatabaseUnavailable: No answer for `connect_timeout`.
             SerializationError: The database refuses a row.
         """
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._patience
-        futures: list[asyncio.Future[Started]] = []
-        for new in news:
-            future: asyncio.Future[Started] = loop.create_future()
-            futures.append(future)
-            (self._plain if new.is_plain else self._keyed).put(_Waiting(new, future, deadline))
-        if len(futures) == 1:
-            return [await futures[0]]
-        outcomes = await asyncio.gather(*futures, return_exceptions=True)
-        for outcome in outcomes:
-            if isinstance(outcome, BaseException):
-                raise outcome
-        return [outcome for outcome in outcomes if isinstance(outcome, Started)]
+        deadline = asyncio.get_running_loop().time() + self._patience
+        call = _Call(len(news))
+        all = [_Waiting(new, call, deadline) for new in news]
+        for one in all:
+            (self._plain if one.new.is_plain else self._keyed).put(one)
+        await call.done
+        started: list[Started] = []
+        for one in all:
+            if not isinstance(one.outcome, Started):
+                assert one.outcome is not None
+                raise one.outcome
+            started.append(one.outcome)
+        return started
 
     async def close(self) -> None:
         """Nothing new; what is under way is awaited briefly."""
@@ -121,17 +141,19 @@ class Starter:
         local = self.local
         if local is None:
             return await self._insert(waiting, None)
-        born_claimed = [one for one in waiting if local.reserve(one.new.queue, one.new.name, one.new.id)]
+        born_claimed: list[_Waiting] = []
+        others: list[_Waiting] = []
+        for one in waiting:
+            is_reserved = local.reserve(one.new.queue, one.new.name, one.new.id)
+            (born_claimed if is_reserved else others).append(one)
         if born_claimed:
-            taken = {one.new.id for one in born_claimed}
             try:
                 await self._insert(born_claimed, local)
             except BaseException:
-                local.forget(list(taken), in_doubt=True)
+                local.forget([one.new.id for one in born_claimed], in_doubt=True)
                 raise
-            waiting = [one for one in waiting if one.new.id not in taken]
-        if waiting:
-            await self._insert(waiting, None)
+        if others:
+            await self._insert(others, None)
         return None
 
     async def _insert(self, waiting: list[_Waiting], local: Local | None) -> None:
@@ -187,18 +209,22 @@ class Starter:
         in_doubt: bool,
     ) -> None:
         running: dict[UUID, datetime] = {row.workflow_id: row.started_at for row in rows}
+        claims: list[Claim] = []
+        pending: list[NewWorkflow] = []
+        for one in waiting:
+            started_at = running.get(one.new.id)
+            if worker_id is None or started_at is None:
+                pending.append(one.new)
+            else:
+                claims.append(_claim(one.new, worker_id, started_at))
         if local is not None:
             # All of them, where its lease has ended since they were sent first: the slots are free again.
-            local.forget([one.new.id for one in waiting if one.new.id not in running], in_doubt=in_doubt)
-            if worker_id is not None:
-                claimed = [one.new for one in waiting if one.new.id in running]
-                local.launch([_claim(new, worker_id, running[new.id]) for new in claimed])
-        queues = {one.new.queue for one in waiting if one.new.id not in running}
-        if queues:
-            self._on_started(queues)
+            local.forget([new.id for new in pending], in_doubt=in_doubt)
+            local.launch(claims)
+        if pending:
+            self._on_started({new.queue for new in pending})
         for one in waiting:
-            if not one.future.done():
-                one.future.set_result(Started(id=one.new.id, started=True))
+            one.tell(Started(id=one.new.id, started=True))
 
     def _give_up(self, waiting: list[_Waiting], interruption: Interrupted, local: Local | None) -> list[_Waiting]:
         """Tell those whose patience is at an end; returns the others."""
@@ -291,8 +317,7 @@ class Starter:
                 queues.add(one.new.queue)
                 if one.new.delay is not None or one.new.start_at is not None or one.new.timeout is not None:
                     self._on_timer()
-            if not one.future.done():
-                one.future.set_result(outcome)
+            one.tell(outcome)
         if queues:
             self._on_started(queues)
 
@@ -300,7 +325,8 @@ class Starter:
 class _Lane:
     """A task that sends one batch at a time, while the next one gathers; it lives only while there is work.
 
-    Where more than a batch waits, so many tasks: one has its batch written while the other gets its own ready.
+    Of a crowd, several tasks send a part each: while one has its own written, another gets its own ready, and what was
+    started runs.
     """
 
     def __init__(self, send: Callable[[list[_Waiting]], Any], most: int, *, width: int = 1) -> None:
@@ -309,10 +335,11 @@ class _Lane:
         self._width = width
         self._waiting: list[_Waiting] = []
         self._tasks: set[asyncio.Task[None]] = set()
+        self._sending = 0
 
     def put(self, one: _Waiting) -> None:
         self._waiting.append(one)
-        if not self._tasks or (len(self._tasks) < self._width and len(self._waiting) > self._most):
+        if not self._tasks or (len(self._tasks) < self._width and len(self._waiting) > _CROWD):
             self._tasks.add(asyncio.ensure_future(self._run()))
 
     async def close(self) -> None:
@@ -326,7 +353,10 @@ class _Lane:
     async def _run(self) -> None:
         try:
             while self._waiting:
-                batch, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
+                share = -(-len(self._waiting) // (self._width - self._sending))
+                size = min(max(share, _CROWD), self._most)
+                batch, self._waiting = self._waiting[:size], self._waiting[size:]
+                self._sending += 1
                 try:
                     await self._send(batch)
                 except asyncio.CancelledError:
@@ -334,6 +364,8 @@ class _Lane:
                     raise
                 except Exception as error:  # whatever it is, nobody may wait for ever
                     _tell_all(batch, error)
+                finally:
+                    self._sending -= 1
         finally:
             self._tasks.discard(cast("asyncio.Task[None]", asyncio.current_task()))
 
@@ -341,13 +373,12 @@ class _Lane:
 def _cancel_all(waiting: Sequence[_Waiting]) -> None:
     """Who waits for these is cancelled."""
     for one in waiting:
-        one.future.cancel()
+        one.call.done.cancel()
 
 
 def _tell_all(waiting: Sequence[_Waiting], error: Exception) -> None:
     for one in waiting:
-        if not one.future.done():
-            one.future.set_exception(error)
+        one.tell(error)
 
 
 def _refused(new: NewWorkflow, error: psycopg.Error) -> PerdureError:
