@@ -318,10 +318,10 @@ async def test_where_many_workers_live_each_looks_for_the_dead_half_as_often(
     me, *_ = [await register(database) for _ in range(9)]
     recovery = recovery_of(database, me)
     await recovery.tick()
-    assert recovery.interval == 1.0
+    assert (recovery.interval, recovery.turns.is_crowded) == (1.0, False)
     await register(database)
     await recovery.tick()
-    assert recovery.interval == 2.0
+    assert (recovery.interval, recovery.turns.is_crowded) == (2.0, True)
     sql("UPDATE worker_rows SET status = 'dead' WHERE id <> %s", me)
     await recovery.tick()
     assert recovery.interval == 1.0

@@ -75,6 +75,22 @@ async def test_a_hint_that_comes_while_a_claim_is_under_way_is_heard(
         assert await app.handle(id).result(timeout=SOON) == "done"
 
 
+@pytest.mark.parametrize(("is_crowded", "seconds"), [(False, 1.0), (True, 2.0)])
+async def test_where_many_workers_live_each_polls_half_as_often(app: App, is_crowded: bool, seconds: float) -> None:
+    @app.workflow
+    async def flow() -> str:
+        return "done"
+
+    async with app.worker(lease=LONG) as worker:
+        await app.run(flow())  # the queue is known, and the worker hears
+        pause = None
+        async with asyncio.timeout(20):
+            while pause != seconds:  # somebody else has the turn, or Recovery has counted
+                worker._claimer.turns.is_crowded = is_crowded
+                pause = await worker._claimer.tick()
+                assert pause in (seconds, 0.01, 0.1, None)
+
+
 async def test_a_turn_without_end_holds_up_nobody() -> None:
     turns = Turns()
     async with turns.turn():

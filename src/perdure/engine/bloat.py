@@ -149,22 +149,20 @@ class Front:
         """These were claimed.
 
         Args:
-            rows: As the claim returned them.
+            rows: As the claim returned them, in their order in the queue.
             time: The database's, when it was sent.
             is_all: Whether there is nothing behind them.
         """
-        last: dict[int, Place] = {}
-        for row in rows:
-            place = (row.enqueued_at.astimezone(UTC), row.workflow_id)
-            last[row.priority] = max(last.get(row.priority, place), place)
-        for priority in last:
+        for priority in {row.priority: None for row in rows}:
             self._places[priority] = self._places.pop(priority, (time, _FIRST))  # met last
         while len(self._places) > _MOST_PRIORITIES:
             del self._places[next(iter(self._places))]
-        for priority in [*self._places, 0] if is_all else [each for each in self._places if each > min(last)]:
-            self._places[priority] = (time, _FIRST)  # nothing is left there
-        if not is_all:
-            self._places[min(last)] = last[min(last)]
+        last = None if is_all else rows[-1]
+        for priority in [*self._places, 0]:
+            if last is None or priority > last.priority:
+                self._places[priority] = (time, _FIRST)  # nothing is left there
+        if last is not None:
+            self._places[last.priority] = (last.enqueued_at.astimezone(UTC), last.workflow_id)
 
     def _no_later_than(self, time: datetime) -> Places:
         priorities = sorted(self._places, reverse=True)

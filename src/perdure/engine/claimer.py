@@ -1,8 +1,9 @@
 """Claiming: takes pending workflows off the queues, as many as there are free slots, and keeps what is held true.
 
-Polling is the truth: the claimer looks at every queue it serves once per interval, rarely while hints arrive, often
-where they don't (`Listener.hears`). A hint, a freed slot or a local start makes it look earlier. A claim that came back
-full leaves its queue *hot*: there is more, and the next free slots go there without asking which queues have work.
+Polling is the truth: the claimer looks at every queue it serves once per interval, rarely while hints arrive (more so
+where ten workers live), often where they don't (`Listener.hears`). A hint, a freed slot or a local start makes it look
+earlier. A claim that came back full leaves its queue *hot*: there is more, and the next free slots go there without
+asking which queues have work.
 
 A claim is never sent again. When its answer is lost, the entries may be ours without our knowing: that is reconciled,
 before the next claim, as it is when the database and this process disagree on how many entries are held (told by the
@@ -190,7 +191,11 @@ class Claimer(Loop):
                 await self._claim_round()
         if (self._hot or self._hinted) and self._executor.free > 0:
             return 0.0  # a hint that came while a claim had all free slots in its hands woke nobody
-        return (_POLL_SECONDS if self._hears() else _DEAF_POLL_SECONDS) if not self._hot else None
+        return (self._poll_seconds if self._hears() else _DEAF_POLL_SECONDS) if not self._hot else None
+
+    @property
+    def _poll_seconds(self) -> float:
+        return _POLL_SECONDS * (2 if self.turns.is_crowded else 1)
 
     async def _claim_round(self) -> None:
         """One look at each queue in which something may be pending; they share the free slots, and take turns."""
@@ -226,7 +231,7 @@ class Claimer(Loop):
         """The queues to look at now; asks the database where there is no better knowledge, and now and then anyway."""
         now = asyncio.get_running_loop().time()
         known = [*self._hinted, *(queue for queue in self._hot if queue not in self._hinted)]
-        if known and now - self._polled_at < _POLL_SECONDS:
+        if known and now - self._polled_at < self._poll_seconds:
             return known
         self._polled_at = now
         if self._queues is not None:
@@ -263,7 +268,7 @@ class Claimer(Loop):
         return []
 
     async def _taken(self, worker_id: UUID, queue: str, limit: int) -> Sequence[Any]:
-        """The rows of a claim, from the front of the queue where that isn't too dear now."""
+        """The rows of a claim, oldest first, from the front of the queue where that isn't too dear now."""
         front = self._fronts.setdefault(queue, Front(self._bloat))
         time = self._lease.time()
         claim = (SHARD, worker_id, queue, self._names, limit, self._only_versions, self._version)
@@ -273,17 +278,17 @@ class Claimer(Loop):
             else:
                 priorities, times, ids = places
                 rows = await self._database.attempt("claim_further", *claim, Ints(priorities), Times(times), Uuids(ids))
+        rows = sorted(rows, key=_place)
         front.came_to(rows, time, is_all=len(rows) < limit)
         if not rows and places is None:
             await self._look_for_unknown(queue)
         return rows
 
     async def _loaded(self, rows: Sequence[Any], worker_id: UUID) -> list[Claim]:
-        """The claims, oldest first, with the history of those that ran before."""
+        """The claims, with the history of those that ran before."""
         again = [row.workflow_id for row in rows if row.epoch > 1 or row.wakes > 0]
         histories = await self._histories(again) if again else {}
         messages = await self._messages([row.workflow_id for row in rows if row.wakes > 0])
-        ordered = sorted(rows, key=_place) if len(rows) > 1 else rows
         return [
             Claim(
                 workflow_id=row.workflow_id,
@@ -300,7 +305,7 @@ class Claimer(Loop):
                 history=histories.get(row.workflow_id, ()),
                 messages=messages.get(row.workflow_id, ()),
             )
-            for row in ordered
+            for row in rows
         ]
 
     async def _messages(self, ids: list[UUID]) -> dict[UUID, tuple[Message, ...]]:
@@ -400,5 +405,5 @@ class Claimer(Loop):
             self.hint(queue)
 
 
-def _place(row: Any) -> tuple[int, datetime, UUID]:
-    return (-row.priority, row.enqueued_at, row.workflow_id)
+def _place(row: Any) -> tuple[int, datetime, int]:
+    return (-row.priority, row.enqueued_at, row.workflow_id.int)

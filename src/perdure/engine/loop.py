@@ -26,6 +26,8 @@ class Turns:
 
     def __init__(self) -> None:
         self._lock = asyncio.Lock()
+        self.is_crowded = False
+        """Whether many workers live: then what each looks for is found by another, and it may look half as often."""
 
     @property
     def is_taken(self) -> bool:

@@ -71,7 +71,8 @@ class Recovery(Loop):
         if self._orphans.is_due:
             with self._orphans.look():
                 (fallen,) = await self._database.attempt("fallen", SHARD)
-            self.interval = self._shortest if fallen.live < _MANY else self._shortest * 2
+            self.turns.is_crowded = fallen.live >= _MANY
+            self.interval = self._shortest * (2 if self.turns.is_crowded else 1)
             if fallen.dying and await self._bury():
                 (fallen,) = await self._database.attempt("fallen", SHARD)
             for id in fallen.orphans:

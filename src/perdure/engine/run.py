@@ -284,11 +284,10 @@ class Run:
         context.run(CURRENT.set, scope)
         task = self._task = self.host.loop.create_task(self._main(), context=context)
         scope.bind(task)
-        task.add_done_callback(self._main_ended)
+        task.add_done_callback(partial(self._main_ended, scope))
         if (cancelled := self.memory.cancelled_at) is not None:
             self._cancel(*_said(cancelled.payload), self.delivery.recorded(cancelled.position))
         self._heed()
-        task.add_done_callback(lambda _: scope.close())
 
     async def _main(self) -> None:
         memory = self.memory
@@ -412,17 +411,19 @@ class Run:
         """Tell what happens to the workflow."""
         telemetry.emit(event)
 
-    def _main_ended(self, task: asyncio.Task[Any]) -> None:
+    def _main_ended(self, scope: Scope, task: asyncio.Task[Any]) -> None:
+        self.delivery.release(task)
         if not task.cancelled():
             task.exception()  # RunEnded, or what user code raised while it was unwound
         self.over = True
-        if self.delivery.tasks - {task} and not self._is_unwinding:
+        if self.delivery.tasks and not self._is_unwinding:
             self._unwind(0)
         # The task's context refers to the run, and so does the delivery: it must not wait for the garbage collector.
         self._task = None
         self._stay_no_longer()
         self.delivery.close()
         self.host.code_ended(self)
+        scope.close()
 
     @property
     def origin(self) -> str:
@@ -516,7 +517,7 @@ class Run:
         What it raises while it is unwound is thrown away: asyncio must not complain that nobody retrieved it.
         """
         self.delivery.release(task)
-        if task is self._task or task.cancelled():
+        if task.cancelled():
             return
         if self.over:
             task.exception()

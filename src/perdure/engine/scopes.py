@@ -145,10 +145,10 @@ class Scope:
         if self._is_bound or task is None:
             return
         self._is_bound = True
-        if self._parent is not None:
-            self._task = weakref.ref(task)
         self.run.adopt(task)
-        task.add_done_callback(self._task_ended)
+        if self._parent is not None:  # else it is the run's own, which looks after it
+            self._task = weakref.ref(task)
+            task.add_done_callback(self._task_ended)
 
     def meet(self) -> None:
         """Its code runs: if nobody has told it its task yet, that is an eager one, and the current one."""
