@@ -18,7 +18,21 @@ from acceptance.support import SOON
 from perdure import App, current, telemetry
 from perdure.worker import Worker, WorkerOptions
 
-from .program import LIVES, Call, End, Life, Sequence, Spawn, Story, Together, Value, programs
+from .program import (
+    LIVES,
+    Call,
+    End,
+    Library,
+    Life,
+    Sequence,
+    Sleep,
+    Spawn,
+    Story,
+    Timeout,
+    Together,
+    Value,
+    programs,
+)
 
 QUICK = settings(
     max_examples=60,
@@ -35,6 +49,14 @@ RACES = programs(races=True)
 CALM = programs(races=False)
 EDITED = programs(races=False, edits=True)
 ONE_END = st.builds(End, after=st.integers(1, 30), in_order=st.booleans())
+
+TWO_SLEEPERS = Sequence(
+    (
+        Spawn(Together("race", (Sleep(0), Value("now"))), None),
+        Spawn(Together("race", (Sleep(0), Timeout(1, Library((0, 0, 0))))), None),
+    )
+)
+"""Both are cancelled as they wake: on a replay the first one still waits for the history to be served."""
 
 Row = tuple[Any, ...]
 
@@ -210,6 +232,7 @@ async def _edited(stage: Stage, program: Sequence, end: End, seed: int) -> None:
 @QUICK
 @given(RACES, SEEDS)
 @example(Sequence((Spawn(Call(), None), Together("race", (Value("now"),)))), 0)  # it gathers what has ended
+@example(TWO_SLEEPERS, 0)
 async def test_a_replay_sees_and_records_what_the_first_run_did(stage: Stage, program: Sequence, seed: int) -> None:
     await _uninterrupted(stage, program, seed)
 

@@ -15,10 +15,15 @@ one of them was cancelled: it may wait here, or in a body, and wakes in the next
 (`Task`); where somebody else's factory makes them, every turn is waited for twice. A gather of gathers, however deep,
 is seen through.
 
-Who is given a turn goes on within the look that found the rest (`_give`), not one turn of the loop later: half of
+Who is given a turn goes on within the look that found the rest (`give`), not one turn of the loop later: half of
 what an order costs is the loop. What was to run already goes first: where the loop has anything else to run, or
 doesn't tell, it must look like rest once more. Whoever has just got an outcome, and has the next one in the same
 breath, while all others are at rest, gets it at once.
+
+Whoever waits in perdure waits for a future that isn't done before the moment in which it goes on. So a cancellation by
+a sibling takes as many turns of the loop whatever has come meanwhile. A timer that rings, say, is no outcome yet, and
+leaves no trace: if it ended its future a turn before the task goes on, two that are cancelled in between would end in
+one order on the first run, and in the other one on a replay, in which only one of them has rung.
 
 A run with one task has nothing to order, and skips all that, unless something is to be delivered that no task waits
 for (a cancellation, the end of a limit of time): that, too, has its place in the order.
@@ -38,7 +43,7 @@ from collections.abc import Callable, Generator, Sized
 from contextlib import contextmanager
 from contextvars import Context
 from heapq import heappop, heappush
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from perdure.engine import foreign
 
@@ -47,18 +52,22 @@ _NO_TURNS: Final[deque[Any]] = deque()
 _QUIET_TURNS = 4
 _MANY = 8
 
+T = TypeVar("T")
 
-def _give(turn: asyncio.Future[int], position: int) -> None:
-    """Let who waits for that turn go on in here, not a turn of the loop later.
+
+def give(future: asyncio.Future[T], result: T) -> None:
+    """Let who waits for that future go on in here, not a turn of the loop later; call it where no task runs.
 
     It is no class of our own with such a method: tasks wait in a cheaper way for what is a plain future.
     """
-    waiting: list[tuple[Callable[[asyncio.Future[int]], object], Context]] = getattr(turn, "_callbacks", None) or []
+    if future.done():
+        return  # who waited was cancelled
+    waiting: list[tuple[Callable[[asyncio.Future[T]], object], Context]] = getattr(future, "_callbacks", None) or []
     for callback, _ in waiting:
-        turn.remove_done_callback(callback)
-    turn.set_result(position)
+        future.remove_done_callback(callback)
+    future.set_result(result)
     for callback, context in waiting:
-        context.run(callback, turn)
+        context.run(callback, future)
 
 
 class Task(asyncio.Task[Any]):
@@ -394,17 +403,17 @@ class Delivery:
         while self._recorded:
             position, _, turn = heappop(self._recorded)
             if not turn.done():
-                _give(turn, position)
+                give(turn, position)
                 return
         while self._arrived:
             _, turn = self._arrived.popleft()
             if not turn.done():
-                _give(turn, self.next())
+                give(turn, self.next())
                 return
         while self._beginning:
             turn = self._beginning.popleft()
             if not turn.done():
-                _give(turn, 0)
+                give(turn, 0)
                 return
 
 

@@ -44,7 +44,7 @@ from perdure.codec import Codec
 from perdure.engine import calls, children, foreign, waiting
 from perdure.engine.alarms import Alarms
 from perdure.engine.children import Children, Ended
-from perdure.engine.delivery import Delivery
+from perdure.engine.delivery import Delivery, give
 from perdure.engine.inbox import Inbox, receive
 from perdure.engine.memory import Memory
 from perdure.engine.ports import Exchange, Records
@@ -949,8 +949,7 @@ class Run:
             if number > self._acknowledged:
                 break
             reached += 1
-            if not future.done():
-                future.set_result(None)
+            self.host.loop.call_soon(give, future, None)
         del self._barriers[:reached]
 
     def streamed(self, entries: int) -> None:

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from perdure.engine.alarms import Alarm, Alarms
-from perdure.engine.delivery import Delivery
+from perdure.engine.delivery import Delivery, give
 from perdure.engine.memory import Memory
 from perdure.errors import RunEnded
 from perdure.model.keys import timer_key
@@ -148,9 +148,8 @@ async def wait(run: Waiter, key: str, kind: str, seconds: float | None) -> float
     due = run.host.alarms.time() + (seconds or 0.0)
 
     def ring() -> None:
-        if not future.done():
-            future.set_result(None)
-            run.delivery.rouse(task)
+        run.delivery.rouse(task)
+        loop.call_soon(give, future, None)
 
     run.waits.add(key, kind, seconds, ring)
     try:
