@@ -534,7 +534,7 @@ class Client:
     async def export(self, id: UUID, /) -> Json:
         """A workflow with all that it recorded, as JSON: for a bug report, a test, another database.
 
-        Its messages come along; its events and streams stay behind.
+        Its messages, events and streams come along.
 
         Raises:
             WorkflowNotFound: There is no such workflow.

@@ -1,8 +1,9 @@
 """A workflow as JSON, out of one database and into another: for a bug report, a test, a move.
 
     {"perdure": 1, "workflow": {"id": ..., "name": ..., ...}, "checkpoints": [{"key": "$input", ...}, ...],
-     "messages": [{"place": ..., "topic": ..., ...}, ...]}
+     "messages": [{"place": ..., "topic": ..., ...}, ...], "events": [...], "entries": [...], "parts": [...]}
 
+Entries are those of its streams, and parts say who wrote them. What an older version exported has fewer lists.
 Payloads stand in it as they are stored: what a codec encrypted stays so. What hadn't ended when it was exported waits
 for an operator where it is imported, because it may still run where it came from.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, cast
 from uuid import UUID
@@ -42,22 +43,54 @@ _CHECKPOINT: dict[str, Callable[..., Any]] = {
     "created_at": Times,
     "epoch": BigInts,
 }
-_MESSAGE: dict[str, Callable[..., Any]] = {
-    "place": BigInts,
-    "id": Uuids,
-    "topic": Texts,
-    "payload": Texts,
-    "sender_id": Uuids,
-    "created_at": Times,
+_LISTS: dict[str, dict[str, Callable[..., Any]]] = {
+    "messages": {
+        "place": BigInts,
+        "id": Uuids,
+        "topic": Texts,
+        "payload": Texts,
+        "sender_id": Uuids,
+        "created_at": Times,
+    },
+    "events": {"name": Texts, "number": BigInts, "id": Uuids, "payload": Texts, "created_at": Times},
+    "entries": {"name": Texts, "number": BigInts, "part": Ints, "payload": Texts, "created_at": Times},
+    "parts": {
+        "name": Texts,
+        "part": Ints,
+        "key": Texts,
+        "epoch": BigInts,
+        "attempt": Ints,
+        "first": BigInts,
+        "is_void": Ints,
+    },
 }
+"""What else hangs on a workflow, and may be none."""
 _JSON = ("payload", "attributes")
 _TIMES = ("deadline", "created_at", "started_at", "wake_at")
-_NUMBERS = ("priority", "position", "args_hash", "attempts", "recoveries", "epoch", "place")
+_IDS = ("id", "sender_id")
+_TYPES: dict[str, type] = {"is_void": bool} | dict.fromkeys(
+    (
+        "priority",
+        "position",
+        "args_hash",
+        "attempts",
+        "recoveries",
+        "epoch",
+        "place",
+        "number",
+        "part",
+        "attempt",
+        "first",
+    ),
+    int,
+)
+"""What isn't a text."""
+_CALLED: dict[type, str] = {int: "number", bool: "true or false", str: "text"}
 _OPTIONAL = ("sender_id", "partition", "deadline", "version", "attributes", "recoveries", "started_at", "wake_at")
 
 
 async def exported(database: Database, id: UUID) -> dict[str, Any]:
-    """The workflow and its checkpoints.
+    """The workflow, its checkpoints, and what hangs on it.
 
     Raises:
         WorkflowNotFound: There is no such workflow.
@@ -68,12 +101,12 @@ async def exported(database: Database, id: UUID) -> dict[str, Any]:
     checkpoints = await database.fetch("export_checkpoints", SHARD, id)
     if not checkpoints:  # deleted in between
         raise WorkflowNotFound(id)
-    messages = await database.fetch("export_messages", SHARD, id)
+    lists = {name: await database.fetch(f"export_{name}", SHARD, id) for name in _LISTS}
     return {
         "perdure": FORMAT,
         "workflow": {name: _out(name, getattr(rows[0], name)) for name in _ROW},
-        "checkpoints": [{name: _out(name, getattr(row, name)) for name in _CHECKPOINT} for row in checkpoints],
-        "messages": [{name: _out(name, getattr(row, name)) for name in _MESSAGE} for row in messages],
+        "checkpoints": _rows_out(checkpoints, _CHECKPOINT),
+        **{name: _rows_out(rows, _LISTS[name]) for name, rows in lists.items()},
     }
 
 
@@ -124,19 +157,20 @@ def _params(text: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[Any, ...]]:
             raise ValueError(f"its format is {text['perdure']!r}, and this version reads {FORMAT}")
         row = text["workflow"]
         given = {name: None if name == "key" and row.get(name) is None else _in(name, row.get(name)) for name in _ROW}
-        id = UUID(given["id"])
+        id = cast("UUID", given["id"])
         check_name("workflow", given["name"])
         check_name("queue", given["queue"])
-        rows = [tuple(_in(name, each.get(name)) for name in _CHECKPOINT) for each in text["checkpoints"]]
-        messages = [tuple(_sent(name, each.get(name)) for name in _MESSAGE) for each in text.get("messages", ())]
+        rows = _rows_in(text["checkpoints"], _CHECKPOINT)
+        lists = {name: _rows_in(text.get(name, ()), _LISTS[name]) for name in _LISTS}
         kinds = {key: kind for key, kind, *_ in rows}
         if kinds.get(INPUT) != "input" or kinds.get(RESULT, "result") != "result":
             raise ValueError("its checkpoints don't begin with the input, or don't end with a result")
-        epochs = [cast("int", row[-1]) for row in rows]
+        epochs = [cast("int", row[-1]) for row in rows] + [cast("int", part[3]) for part in lists["parts"]]
         params = (
             SHARD, id, given["name"], given["key"], given["queue"], given["priority"], given["partition"],
             given["version"], given["attributes"], given["created_at"], RESULT in kinds, max([1, *epochs]),
-            *columns(rows, tuple(_CHECKPOINT.values())), *columns(messages, tuple(_MESSAGE.values())),
+            *columns(rows, tuple(_CHECKPOINT.values())),
+            *(column for name in _LISTS for column in columns(lists[name], tuple(_LISTS[name].values()))),
         )  # fmt: skip
         return given, params
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -148,6 +182,14 @@ def _malformed(error: Exception) -> SerializationError:
     return SerializationError("the workflow to be imported", "JSON", reason)
 
 
+def _rows_out(rows: Iterable[Any], kinds: Iterable[str]) -> list[dict[str, Any]]:
+    return [{name: _out(name, getattr(row, name)) for name in kinds} for row in rows]
+
+
+def _rows_in(given: Any, kinds: Iterable[str]) -> list[tuple[Any, ...]]:
+    return [tuple(_in(name, each.get(name)) for name in kinds) for each in given]
+
+
 def _out(name: str, value: Any) -> Any:
     if value is None:
         return None
@@ -156,12 +198,6 @@ def _out(name: str, value: Any) -> Any:
     if name in _TIMES:
         return cast("datetime", value).astimezone(UTC).isoformat()
     return str(value) if isinstance(value, UUID) else value
-
-
-def _sent(name: str, value: Any) -> Any:
-    """A value of a message as the statement takes it."""
-    value = _in(name, value)
-    return UUID(value) if name in ("id", "sender_id") and value is not None else value
 
 
 def _in(name: str, value: Any) -> Any:
@@ -175,9 +211,11 @@ def _in(name: str, value: Any) -> Any:
         if name == "attributes" and not isinstance(value, dict):
             raise TypeError("its attributes are no object")
         return text
-    expected = int if name in _NUMBERS else str
+    expected = _TYPES.get(name, str)
     if type(value) is not expected:
-        raise TypeError(f"its {name} is no {'number' if expected is int else 'text'}: {value!r}")
+        raise TypeError(f"its {name} is no {_CALLED[expected]}: {value!r}")
+    if name in _IDS:
+        return UUID(cast("str", value))
     if name not in _TIMES:
         return value
     time = datetime.fromisoformat(cast("str", value))

@@ -24,13 +24,19 @@ from perdure import (
     Status,
     WorkflowNotFound,
     current,
+    recv,
+    set_event,
     sleep,
     step,
     telemetry,
+    write_stream,
 )
 from perdure.transfer import imported
 
 Sql = Callable[..., list[Any]]
+NOW = "2026-01-01T00:00:00+00:00"
+EVENT = {"name": "stage", "number": 0, "id": str(UUID(int=1)), "payload": 1, "created_at": NOW}
+PART = {"name": "progress", "part": 0, "key": "", "epoch": 1, "attempt": 1, "first": 0, "is_void": False}
 
 
 class Program:
@@ -102,6 +108,50 @@ async def test_what_has_ended_is_the_same_there(app: App, elsewhere: App, how: s
     found = await elsewhere.find("order", key="k")
     assert found is not None
     assert found.id == handle.id
+
+
+async def test_what_it_has_announced_and_written_comes_along(app: App, elsewhere: App, sql: Sql, events: Any) -> None:
+    @step
+    async def writes() -> None:
+        await write_stream("progress", "from a step")
+
+    def declare(app: App) -> Any:
+        @app.workflow
+        async def reports() -> str:
+            await set_event("stage", "begun")
+            await write_stream("progress", 1)
+            await writes()
+            await set_event("stage", "half")
+            value = await recv("more", type=int)
+            await write_stream("progress", value)
+            return "done"
+
+        return reports
+
+    reports = declare(app)
+    async with app.worker():
+        handle = await app.start(reports())
+        await events.wait_for(telemetry.WorkflowSuspended)
+    exported = json.loads(json.dumps(await app.export(handle.id)))
+    sql("UPDATE stream_parts SET is_void = true WHERE part = 0")
+    assert [part["is_void"] for part in (await app.export(handle.id))["parts"]] == [True, False]
+    declare(elsewhere)
+    imported = await elsewhere.import_(exported)
+    assert json.loads(json.dumps(await elsewhere.export(handle.id))) == exported
+    assert await imported.get_event("stage") == "half"
+    async with elsewhere.worker():
+        await imported.resume()
+        await imported.send("more", 7)
+        assert await imported.result(timeout=SOON) == "done"
+    assert [entry.value async for entry in imported.read_stream("progress")] == [1, "from a step", 7]
+
+
+async def test_an_export_without_the_lists_of_later_versions_is_imported(app: App, elsewhere: App) -> None:
+    order = Program().declare(app)
+    handle = await app.start(order("x", "succeeds"), delay=timedelta(days=1))
+    exported = dict(await app.export(handle.id))
+    imported = await elsewhere.import_({name: exported[name] for name in ("perdure", "workflow", "checkpoints")})
+    assert await imported.status() is Status.WAITING
 
 
 @pytest.mark.parametrize("how", ["sleeps", "parks"])
@@ -178,6 +228,12 @@ async def test_what_is_there_or_whose_key_is_taken_is_refused(app: App, elsewher
         lambda it: it["checkpoints"][0].update(version=5),
         lambda it: it["checkpoints"][0].update(position="1"),
         lambda it: it["checkpoints"][0].update(created_at="2026-01-01T00:00:00"),
+        lambda it: it.update(events=[{"name": "stage"}]),
+        lambda it: it.update(events=[dict(EVENT, id="no id")]),
+        lambda it: it.update(events=[EVENT, EVENT]),
+        lambda it: it.update(parts=[dict(PART, is_void=1)]),
+        lambda it: it.update(parts=[dict(PART, first=2**70)]),
+        lambda it: it.update(entries=5),
     ],
 )
 async def test_what_is_no_export_is_refused_and_leaves_nothing(

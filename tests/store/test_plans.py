@@ -290,6 +290,12 @@ def _imported(tables: Tables) -> Sequence[Any]:
         Times([LONG_AGO] * count), BigInts([1] * count), BigInts(range(count)),
         Uuids(UUID(int=n) for n in range(count)), Texts(["topic"] * count), Texts(["1"] * count),
         Uuids([None] * count), Times([LONG_AGO] * count),
+        Texts(["event"] * count), BigInts(range(count)), Uuids(UUID(int=n) for n in range(count)),
+        Texts(["1"] * count), Times([LONG_AGO] * count),
+        Texts(["stream"] * count), BigInts(range(count)), Ints(range(count)), Texts(["1"] * count),
+        Times([LONG_AGO] * count),
+        Texts(["stream"] * count), Ints(range(count)), Texts([""] * count), BigInts([1] * count), Ints([1] * count),
+        BigInts(range(count)), Ints([0] * count),
     )  # fmt: skip
 
 
@@ -543,7 +549,10 @@ CASES = (
     _case("export_row", lambda t: (SHARD, t.ended()[0]), _ROW, batch=1),
     _case("export_checkpoints", lambda t: (SHARD, t.ended()[0]), _CHECKPOINT, batch=1),
     _case("export_messages", lambda t: (SHARD, t.mine()[0]), _MESSAGE, batch=1),
-    _case("import", _imported, pages=30),
+    _case("export_events", lambda t: (SHARD, t.mine()[0]), _EVENT, batch=1),
+    _case("export_entries", lambda t: (SHARD, t.mine()[0]), _STREAM, batch=1, pages=20, rows=30),
+    _case("export_parts", lambda t: (SHARD, t.mine()[0]), _PARTS, batch=1),
+    _case("import", _imported, pages=50, rows=20),
     _case("steps", lambda t: (t.ended()[0],), f"{_CHECKPOINT} {_ASKED}", batch=1, pages=40, rows=30),
     _case("page_all", lambda t: _page(None), _ROW, rows=30),
     _case("page_all", lambda t: _page(None, t.id(t.rows // 2)), _ROW, rows=30, label="in the middle"),

@@ -930,6 +930,27 @@ FROM perdure.message_rows
 WHERE shard = $1::int4 AND workflow_id = $2::uuid
 ORDER BY place;
 
+-- :name export_events
+-- What a workflow has announced. $1 shard int4 · $2 id uuid
+SELECT name, number, id, payload::text AS payload, created_at
+FROM perdure.event_rows
+WHERE shard = $1::int4 AND workflow_id = $2::uuid
+ORDER BY name, number;
+
+-- :name export_entries
+-- What a workflow has written to its streams. $1 shard int4 · $2 id uuid
+SELECT name, number, part, payload::text AS payload, created_at
+FROM perdure.stream_rows
+WHERE shard = $1::int4 AND workflow_id = $2::uuid
+ORDER BY name, number;
+
+-- :name export_parts
+-- Who wrote which parts of a workflow's streams. $1 shard int4 · $2 id uuid
+SELECT name, part, key, epoch, attempt, first, is_void
+FROM perdure.stream_parts
+WHERE shard = $1::int4 AND workflow_id = $2::uuid
+ORDER BY name, part;
+
 -- :name import
 -- nothing -> waiting | what it was: a workflow as it was exported. One that hadn't ended waits for an operator.
 -- $1 shard int4 · $2 id uuid · $3 name text · $4 key text · $5 queue text · $6 priority int4 · $7 partition text
@@ -938,7 +959,11 @@ ORDER BY place;
 -- $18 hashes int8[] · $19 attempts int4[] · $20 recoveries int4[] · $21 versions text[] · $22 started_at timestamptz[]
 -- $23 wake_at timestamptz[] · $24 created_at timestamptz[] · $25 epochs int8[]
 -- and of its messages: $26 places int8[] · $27 ids uuid[] · $28 topics text[] · $29 payloads text[] · $30 senders uuid[]
--- $31 created_at timestamptz[]
+-- $31 created_at timestamptz[]; of its events: $32 names text[] · $33 numbers int8[] · $34 ids uuid[] · $35 payloads text[]
+-- $36 created_at timestamptz[]; of its streams: $37 names text[] · $38 numbers int8[] · $39 parts int4[]
+-- $40 payloads text[] · $41 created_at timestamptz[]; and of their parts: $42 names text[] · $43 parts int4[]
+-- $44 keys text[] · $45 epochs int8[] · $46 attempts int4[] · $47 the numbers of their first entries int8[]
+-- $48 1 if void int4[]
 -- No row back: it is there already, or its key is taken.
 WITH opened AS (
     INSERT INTO perdure.workflow_rows
@@ -963,6 +988,24 @@ WITH opened AS (
     SELECT $1::int4, $2::uuid, item.place, item.id, item.topic, item.payload::json, item.sender_id, item.created_at
     FROM unnest($26::int8[], $27::uuid[], $28::text[], $29::text[], $30::uuid[], $31::timestamptz[])
         AS item (place, id, topic, payload, sender_id, created_at)
+    WHERE (SELECT true FROM opened)
+), announced AS (
+    INSERT INTO perdure.event_rows (shard, workflow_id, name, number, id, payload, created_at)
+    SELECT $1::int4, $2::uuid, item.name, item.number, item.id, item.payload::json, item.created_at
+    FROM unnest($32::text[], $33::int8[], $34::uuid[], $35::text[], $36::timestamptz[])
+        AS item (name, number, id, payload, created_at)
+    WHERE (SELECT true FROM opened)
+), streamed AS (
+    INSERT INTO perdure.stream_rows (shard, workflow_id, name, number, part, payload, created_at)
+    SELECT $1::int4, $2::uuid, item.name, item.number, item.part, item.payload::json, item.created_at
+    FROM unnest($37::text[], $38::int8[], $39::int4[], $40::text[], $41::timestamptz[])
+        AS item (name, number, part, payload, created_at)
+    WHERE (SELECT true FROM opened)
+), begun AS (
+    INSERT INTO perdure.stream_parts (shard, workflow_id, name, part, key, epoch, attempt, first, is_void)
+    SELECT $1::int4, $2::uuid, item.name, item.part, item.key, item.epoch, item.attempt, item.first, item.is_void = 1
+    FROM unnest($42::text[], $43::int4[], $44::text[], $45::int8[], $46::int4[], $47::int8[], $48::int4[])
+        AS item (name, part, key, epoch, attempt, first, is_void)
     WHERE (SELECT true FROM opened)
 ), waiting AS (
     INSERT INTO perdure.waits
