@@ -1,8 +1,8 @@
 """What it costs to know which step is which, and to hand out outcomes in order: CPU time of this process, a step.
 
 The engine alone, with a writer that takes no notes: whole workflows of pure steps without any work in them. Compared
-with the same tasks whose outcomes aren't put in order, and with the same coroutines called plainly. All of it with the
-garbage collector set as a worker's process sets it.
+with the same tasks whose outcomes aren't put in order, and with the same coroutines called plainly. All of it on the
+event loop that a worker's process has, and with the garbage collector set as it sets it.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
+
+import uvloop
 
 from benchmarks.bench import Bench
 from benchmarks.figures import Figure
@@ -83,10 +85,10 @@ def _figures(bench: Bench) -> list[Figure]:
         for runs, suffix in ((1, ""), (RUNS, f", {RUNS} workflows at once")):
             plain, unordered, ordered = list[float](), list[float](), list[float]()
             for _ in range(bench.repeats):
-                plain.append(asyncio.run(_plainly(shape, runs)))
+                plain.append(_run(_plainly(shape, runs)))
                 with _out_of_order():
-                    unordered.append(asyncio.run(_in_workflows(shape, runs)))
-                ordered.append(asyncio.run(_in_workflows(shape, runs)))
+                    unordered.append(_run(_in_workflows(shape, runs)))
+                ordered.append(_run(_in_workflows(shape, runs)))
             title = f"{name}{suffix}"
             order = [one - other for one, other in zip(ordered, unordered, strict=True)]
             figures += [
@@ -95,6 +97,11 @@ def _figures(bench: Bench) -> list[Figure]:
                 Figure(name=f"{title}: of which order", unit="µs/step", values=order, better="less", target=10),
             ]
     return figures
+
+
+def _run(code: Coroutine[Any, Any, float]) -> float:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(code)
 
 
 async def _plainly(shape: Shape, runs: int) -> float:
