@@ -114,6 +114,8 @@ class Starter:
             DatabaseUnavailable: No answer for `connect_timeout`.
             SerializationError: The database refuses a row.
         """
+        if not news:
+            return []
         deadline = asyncio.get_running_loop().time() + self._patience
         call = _Call(len(news))
         all = [_Waiting(new, call, deadline) for new in news]
@@ -354,8 +356,7 @@ class _Lane:
         try:
             while self._waiting:
                 share = -(-len(self._waiting) // (self._width - self._sending))
-                size = min(max(share, _CROWD), self._most)
-                batch, self._waiting = self._waiting[:size], self._waiting[size:]
+                batch = self._next(min(max(share, _CROWD), self._most))
                 self._sending += 1
                 try:
                     await self._send(batch)
@@ -368,6 +369,14 @@ class _Lane:
                     self._sending -= 1
         finally:
             self._tasks.discard(cast("asyncio.Task[None]", asyncio.current_task()))
+
+    def _next(self, size: int) -> list[_Waiting]:
+        """The first ones, about so many: what came in one call stays together, and in order, as far as a batch goes."""
+        waiting = self._waiting
+        while size < min(len(waiting), self._most) and waiting[size].call is waiting[size - 1].call:
+            size += 1
+        self._waiting = waiting[size:]
+        return waiting[:size]
 
 
 def _cancel_all(waiting: Sequence[_Waiting]) -> None:

@@ -58,6 +58,14 @@ async def test_starts_at_the_same_time_go_in_one_statement_and_a_crowd_in_two(
     assert database.sent.count("start") == statements
 
 
+async def test_what_is_started_in_one_call_goes_in_one_statement(starter: Starter, database: FaultyDatabase) -> None:
+    database.sent.clear()
+    news = [new() for _ in range(700)]
+    outcomes = await asyncio.gather(starter.start(news[:500]), starter.start(news[500:]), starter.start([]))
+    assert [len(each) for each in outcomes] == [500, 200, 0]
+    assert database.sent.count("start") == 2
+
+
 async def test_of_a_crowd_two_batches_are_under_way(starter: Starter, database: FaultyDatabase, sql: Sql) -> None:
     held = database.hold_answer("start")
     starting = asyncio.create_task(starter.start([new() for _ in range(3500)]))

@@ -62,7 +62,8 @@ def give(future: asyncio.Future[T], result: T) -> None:
     """
     if future.done():
         return  # who waited was cancelled
-    waiting: list[tuple[Callable[[asyncio.Future[T]], object], Context]] = getattr(future, "_callbacks", None) or []
+    waiting: list[tuple[Callable[[asyncio.Future[T]], object], Context]]
+    waiting = list(getattr(future, "_callbacks", None) or ())
     for callback, _ in waiting:
         future.remove_done_callback(callback)
     future.set_result(result)

@@ -148,8 +148,9 @@ async def wait(run: Waiter, key: str, kind: str, seconds: float | None) -> float
     due = run.host.alarms.time() + (seconds or 0.0)
 
     def ring() -> None:
-        run.delivery.rouse(task)
-        loop.call_soon(give, future, None)
+        if not future.done():  # else its task may be in another wait by now
+            run.delivery.rouse(task)
+            loop.call_soon(give, future, None)
 
     run.waits.add(key, kind, seconds, ring)
     try:
