@@ -201,7 +201,7 @@ class Delivery:
     @property
     def is_moving(self) -> bool:
         """Whether it isn't known yet to be at rest, or has something to deliver."""
-        return self._scheduled
+        return self._scheduled or bool(self._roused)
 
     @property
     def is_resting(self) -> bool:
