@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from perdure.engine.delivery import Delivery, Task
+from perdure.engine.delivery import Delivery, Task, give
 
 
 async def test_an_outcome_that_comes_while_another_is_on_its_way_comes_behind_it() -> None:
@@ -55,3 +55,24 @@ async def test_what_was_to_run_already_goes_before_the_next_turn() -> None:
         task.add_done_callback(delivery.release)
     await asyncio.gather(*tasks)
     assert tasks[1].result() == ["gate"]
+
+
+async def test_a_run_moves_while_a_task_of_it_is_about_to_go_on() -> None:
+    """Who waits for it to rest must not take that turn of the loop for it."""
+    loop = asyncio.get_running_loop()
+    rested = asyncio.Event()
+    delivery = Delivery(loop, 0, rested.set, lambda: True)
+    come: asyncio.Future[None] = loop.create_future()
+
+    async def waits() -> None:
+        with delivery.dormant():
+            await come
+
+    task = loop.create_task(waits())
+    delivery.adopt(task)
+    await rested.wait()
+    assert not delivery.is_moving
+    delivery.rouse(task)
+    loop.call_soon(give, come, None)
+    assert delivery.is_moving
+    await task
