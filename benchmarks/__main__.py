@@ -112,6 +112,7 @@ def _keep(
         "postgresql": version,
         "quick": options.quick,
         "repeats": options.repeats,
+        "seconds": options.seconds,
         "processors": os.cpu_count(),
         "fdatasync_ms": round(sync, 3),
         "figures": {name: [figure.as_dict() for figure in all] for name, all in figures.items()},

@@ -6,9 +6,7 @@ A worker works off what a client keeps starting, for a while, in each of these:
 - *pinned*: somebody holds a transaction open throughout, so that nothing that dies can be removed;
 - *full*: a million workflows have ended before;
 - *retention*: they ended so long ago that they are being removed meanwhile;
-- *sleeping*: a hundred thousand sleep;
-- *children*: new tables; what is worked off are parents with twenty children each, and the children count;
-- *children, pinned*: the same beside a transaction that is open throughout.
+- *sleeping*: a hundred thousand sleep.
 
 The rate counts in the last third of the time, when what grows has grown; `--seconds 600` is the long form.
 """
@@ -58,17 +56,23 @@ class Aged:
 
 def measure(bench: Bench) -> list[Figure | Curve]:
     """All of them in turn, and over again."""
-    seen: dict[str, list[Aged]] = {name: [] for name in CONDITIONS}
+    conditions = {"fresh": fresh, "pinned": pinned, "full": _full, "retention": _retention, "sleeping": _sleeping}
+    return compare(bench, "one_step", conditions)
+
+
+def compare(bench: Bench, kind: str, conditions: dict[str, Condition]) -> list[Figure | Curve]:
+    """What becomes of workflows of that kind in each of the conditions, and how that compares with the first."""
+    seen: dict[str, list[Aged]] = {name: [] for name in conditions}
     for _ in range(bench.repeats):
-        for name, (condition, kind) in CONDITIONS.items():
+        for name, condition in conditions.items():
             seen[name].append(_aged(bench, condition, kind))
+    first = next(iter(conditions))
     figures: list[Figure | Curve] = []
     for name, all in seen.items():
         figures.append(Figure(name=name, unit="workflows/s", values=[one.rate for one in all]))
-        fresh = "children" if CONDITIONS[name][1] == "family" else "fresh"
-        if name != fresh:
-            ratios = [one.rate / other.rate for one, other in zip(all, seen[fresh], strict=True)]
-            figures.append(Figure(name=f"{name} / {fresh}", unit="times", values=ratios, target=0.8))
+        if name != first:
+            ratios = [one.rate / other.rate for one, other in zip(all, seen[first], strict=True)]
+            figures.append(Figure(name=f"{name} / {first}", unit="times", values=ratios, target=0.8))
         figures.append(Figure(name=f"{name}: a claim", unit="pages", values=[one.pages for one in all], better="less"))
         figures.append(
             Figure(name=f"{name}: the queue", unit="dead rows", values=[one.dead[-1][0] for one in all], better="less")
@@ -156,12 +160,14 @@ def _pages_of_a_claim(connection: Connection, schema: str) -> float:
 
 
 @contextmanager
-def _fresh(bench: Bench, connection: Connection, schema: str) -> Generator[None]:
+def fresh(bench: Bench, connection: Connection, schema: str) -> Generator[None]:
+    """New tables."""
     yield
 
 
 @contextmanager
-def _pinned(bench: Bench, connection: Connection, schema: str) -> Generator[None]:
+def pinned(bench: Bench, connection: Connection, schema: str) -> Generator[None]:
+    """A transaction is open throughout."""
     with bench.connect() as other, other.transaction():
         other.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         other.execute("SELECT count(*) FROM pg_class")
@@ -198,17 +204,6 @@ def _sleeping(bench: Bench, connection: Connection, schema: str) -> Generator[No
         """.encode()
     )
     yield
-
-
-CONDITIONS: dict[str, tuple[Condition, str]] = {
-    "fresh": (_fresh, "one_step"),
-    "pinned": (_pinned, "one_step"),
-    "full": (_full, "one_step"),
-    "retention": (_retention, "one_step"),
-    "sleeping": (_sleeping, "one_step"),
-    "children": (_fresh, "family"),
-    "children, pinned": (_pinned, "family"),
-}
 
 
 def _end_many(connection: Connection, schema: str, count: int, age: str) -> None:

@@ -1,7 +1,8 @@
 """One workflow that starts ten thousand children and waits for them, beside as many workflows without a parent.
 
-The children are jobs of one step. One worker process; the times are the database's, from the first start to the last
-end. What tells is the ratio: what it costs that they are children.
+The children are jobs of one step. One worker process. What tells is the ratio: what it costs that they are children.
+Then a client keeps starting parents with twenty children each, for a while: on new tables, and beside a transaction
+that is open throughout (see `ageing.py`); the children count.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ import asyncio
 import time
 from typing import Any
 
+from benchmarks import ageing
 from benchmarks.bench import Bench
-from benchmarks.figures import Figure
+from benchmarks.figures import Curve, Figure
 from benchmarks.processes import role
 from benchmarks.program import SCHEMA, fan_out, job
 from perdure import Client, Handle
@@ -21,7 +23,11 @@ COUNT = 10_000
 _WAYS = ("gather", "map")
 
 
-def measure(bench: Bench) -> list[Figure]:
+def measure(bench: Bench) -> list[Figure | Curve]:
+    return [*_fan_outs(bench), *ageing.compare(bench, "family", {"families": ageing.fresh, "pinned": ageing.pinned})]
+
+
+def _fan_outs(bench: Bench) -> list[Figure]:
     """Alternating: each way to fan out, and the same without a parent."""
     rates: dict[str, list[float]] = {way: [] for way in (*_WAYS, "alone")}
     for _ in range(bench.repeats):
