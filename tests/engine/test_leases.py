@@ -312,19 +312,17 @@ async def test_a_dead_worker_stays_dead(database: FaultyDatabase, ticking: Any, 
     assert sql("SELECT status FROM worker_rows WHERE id = %s", id) == [("dead",)]
 
 
-async def test_where_many_workers_live_each_looks_for_the_dead_half_as_often(
-    database: FaultyDatabase, sql: Sql
-) -> None:
+async def test_where_many_workers_live_each_looks_half_as_often(database: FaultyDatabase, sql: Sql) -> None:
     me, *_ = [await register(database) for _ in range(9)]
     recovery = recovery_of(database, me)
     await recovery.tick()
-    assert (recovery.interval, recovery.turns.is_crowded) == (1.0, False)
+    assert recovery.pause == 1.0
     await register(database)
     await recovery.tick()
-    assert (recovery.interval, recovery.turns.is_crowded) == (2.0, True)
+    assert recovery.pause == 2.0
     sql("UPDATE worker_rows SET status = 'dead' WHERE id <> %s", me)
     await recovery.tick()
-    assert recovery.interval == 1.0
+    assert recovery.pause == 1.0
 
 
 # --- recovery ------------------------------------------------------------------------------------------------------

@@ -69,7 +69,7 @@ class Claimer(Loop):
         hears: Callable[[], bool],
         on_released: Callable[[set[str]], None],
     ) -> None:
-        super().__init__(_POLL_SECONDS, turns=turns)
+        super().__init__(_POLL_SECONDS, turns=turns, is_shared=True)
         self._database = database
         self._lease = lease
         self._executor = executor
@@ -191,11 +191,7 @@ class Claimer(Loop):
                 await self._claim_round()
         if (self._hot or self._hinted) and self._executor.free > 0:
             return 0.0  # a hint that came while a claim had all free slots in its hands woke nobody
-        return (self._poll_seconds if self._hears() else _DEAF_POLL_SECONDS) if not self._hot else None
-
-    @property
-    def _poll_seconds(self) -> float:
-        return _POLL_SECONDS * (2 if self.turns.is_crowded else 1)
+        return None if self._hot or self._hears() else _DEAF_POLL_SECONDS
 
     async def _claim_round(self) -> None:
         """One look at each queue in which something may be pending; they share the free slots, and take turns."""
@@ -231,7 +227,7 @@ class Claimer(Loop):
         """The queues to look at now; asks the database where there is no better knowledge, and now and then anyway."""
         now = asyncio.get_running_loop().time()
         known = [*self._hinted, *(queue for queue in self._hot if queue not in self._hinted)]
-        if known and now - self._polled_at < self._poll_seconds:
+        if known and now - self._polled_at < self.pause:
             return known
         self._polled_at = now
         if self._queues is not None:

@@ -26,8 +26,8 @@ class Turns:
 
     def __init__(self) -> None:
         self._lock = asyncio.Lock()
-        self.is_crowded = False
-        """Whether many workers live: then what each looks for is found by another, and it may look half as often."""
+        self.pace = 1
+        """How many times as long to pause between looks that others take as well: 2 where many workers live."""
 
     @property
     def is_taken(self) -> bool:
@@ -53,16 +53,18 @@ class Turns:
 class Loop(ABC):
     """Calls `tick` every `interval` seconds, or earlier after `wake()`; subclasses write `tick`.
 
-    `tick` returns in how many seconds it wants to be called again, or None for the interval. While the database is away
-    it is called again with growing pauses; that is told when it begins and when it ends.
+    `tick` returns in how many seconds it wants to be called again, or None for the interval. Where many workers live,
+    one that `is_shared`, in which any worker finds what is there, may wait longer. While the database is away it is
+    called again with growing pauses; that is told when it begins and when it ends.
     """
 
     name = "loop"
 
-    def __init__(self, interval: float, *, turns: Turns, jitter: float = 0.1) -> None:
+    def __init__(self, interval: float, *, turns: Turns, jitter: float = 0.1, is_shared: bool = False) -> None:
         self.interval = interval
         self.turns = turns
         self._jitter = jitter
+        self._is_shared = is_shared
         self._woken = asyncio.Event()
 
     @abstractmethod
@@ -73,11 +75,16 @@ class Loop(ABC):
         """Tick soon."""
         self._woken.set()
 
+    @property
+    def pause(self) -> float:
+        """The seconds between two ticks, when nothing else is wanted."""
+        return self.interval * (self.turns.pace if self._is_shared else 1)
+
     async def run(self) -> None:
         """Tick until cancelled."""
         while True:
             wanted = await self._tick()
-            pause = self.interval * random.uniform(1 - self._jitter, 1 + self._jitter) if wanted is None else wanted
+            pause = self.pause * random.uniform(1 - self._jitter, 1 + self._jitter) if wanted is None else wanted
             if pause > 0:
                 await self._wait(pause)
             self._woken.clear()

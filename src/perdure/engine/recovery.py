@@ -37,7 +37,8 @@ _FORGET_EVERY = 600
 class Recovery(Loop):
     """Looks for the dead, once a second or four times a lease, whichever is more often.
 
-    Where ten workers live, each looks half as often: one of them finds the dead as soon as before.
+    Where ten workers live, each looks half as often, for what is pending or due as well: one of them finds it as soon
+    as before.
     """
 
     name = "recovery"
@@ -52,8 +53,8 @@ class Recovery(Loop):
         turns: Turns,
         on_recovered: Callable[[set[str]], None],
     ) -> None:
-        super().__init__(interval, turns=turns, jitter=0.3)  # those that began together must not look together
-        self._shortest = interval
+        # Those that began together must not look together.
+        super().__init__(interval, turns=turns, jitter=0.3, is_shared=True)
         self._database = database
         self._lease = lease
         self._orphans = Pace(bloat)
@@ -71,8 +72,7 @@ class Recovery(Loop):
         if self._orphans.is_due:
             with self._orphans.look():
                 (fallen,) = await self._database.attempt("fallen", SHARD)
-            self.turns.is_crowded = fallen.live >= _MANY
-            self.interval = self._shortest * (2 if self.turns.is_crowded else 1)
+            self.turns.pace = 2 if fallen.live >= _MANY else 1
             if fallen.dying and await self._bury():
                 (fallen,) = await self._database.attempt("fallen", SHARD)
             for id in fallen.orphans:
