@@ -297,6 +297,32 @@ async def test_a_claim_of_what_still_runs_here_ends_the_old_run_and_drops_what_i
     assert (row[2], row[3]) == (2, f'"{value}"'), "what the new run has recorded is what the code got"
 
 
+async def test_a_claim_that_the_server_has_lost_is_not_taken_for_the_one_that_follows(
+    app: App, sql: Sql, events: Any
+) -> None:
+    gate = Gate()
+
+    @step
+    async def work() -> int:
+        await gate.pass_through()
+        return len(gate.came)
+
+    @app.workflow
+    async def flow() -> int:
+        return await work()
+
+    async with app.worker(lease=LONG) as worker:
+        handle = await app.start(flow())
+        await gate.has(1)
+        sql("UPDATE queue_entries SET worker_id = NULL, epoch = epoch - 1")
+        worker.hint("default")
+        await gate.has(2)
+        gate.open()
+        assert await handle.result(timeout=SOON) == 2
+    claimed = [event.epoch for event in events.of(telemetry.WorkflowClaimed)]
+    assert claimed == [1, 2], "with the same epoch, what the former run has under way would count as the later one's"
+
+
 @pytest.mark.parametrize("born_claimed", [False, True], ids=["from the queue", "at birth"])
 async def test_a_claim_that_comes_back_after_the_lease_was_lost_runs_nothing_under_the_old_id(
     app: App,

@@ -185,11 +185,20 @@ class Executor:
         await self._nothing_reserved.wait()
 
     def launch(self, claims: Iterable[Claim]) -> None:
-        """Run these. A claim of what still runs here ends the old run first, with all that it had queued."""
+        """Run these. A claim of what still runs here ends the old run first, with all that it had queued.
+
+        Both have the same epoch where the server lost the earlier claim, in a crash or a failover. Then a flush of the
+        old run that is under way would count as the new one's: so this one is let go of, and claimed under another.
+        """
         for claim in claims:
             former = self.runs.get(claim.workflow_id)
             if former is not None:
                 self._drop(former, "claimed again")
+                if (former.worker_id, former.epoch) == (claim.worker_id, claim.epoch):
+                    self._on_release(
+                        Release(workflow_id=former.id, worker_id=former.worker_id, epoch=former.epoch, stalls=0)
+                    )
+                    continue
             if telemetry.wanted(telemetry.WorkflowClaimed):
                 telemetry.emit(
                     telemetry.WorkflowClaimed(
