@@ -323,6 +323,46 @@ async def test_a_claim_that_the_server_has_lost_is_not_taken_for_the_one_that_fo
     assert claimed == [1, 2], "with the same epoch, what the former run has under way would count as the later one's"
 
 
+async def test_a_flush_under_way_of_a_run_that_is_gone_does_not_count_as_one_of_the_next_claim(
+    app: App, sql: Sql, faulty: FaultyDatabase, events: Any
+) -> None:
+    """A failover has lost the claim; reconciliation finds that before the same worker gets the same epoch again."""
+    gate = Gate()
+
+    @step
+    async def first() -> int:
+        await gate.pass_through()
+        return len(gate.came)
+
+    @step
+    async def second(number: int) -> int:
+        return number
+
+    @app.workflow
+    async def flow() -> int:
+        return await second(await first())
+
+    async with app.worker(lease=LONG) as worker:
+        flush = faulty.hold_request("record")
+        handle = await app.start(flow())
+        await gate.has(1)
+        gate.open()
+        async with asyncio.timeout(20):
+            await flush.happened.wait()
+        gate.close()
+        faulty.lose_request("claim")
+        sql("UPDATE queue_entries SET worker_id = NULL, epoch = epoch - 1")
+        worker.hint("default")
+        gone = await events.wait_for(telemetry.RunAbandoned)
+        await gate.has(2)
+        flush.leave.set()
+        gate.open()
+        assert await handle.result(timeout=SOON) == 2
+    assert gone.reason == "the database says that this worker doesn't hold it"
+    assert [event.epoch for event in events.of(telemetry.WorkflowClaimed)] == [1, 2]
+    assert sql("SELECT DISTINCT epoch FROM checkpoints WHERE kind <> 'input'") == [(2,)]
+
+
 @pytest.mark.parametrize("born_claimed", [False, True], ids=["from the queue", "at birth"])
 async def test_a_claim_that_comes_back_after_the_lease_was_lost_runs_nothing_under_the_old_id(
     app: App,

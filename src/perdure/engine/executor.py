@@ -111,6 +111,9 @@ class Executor:
         """How many workflows this worker let go of, unfinished."""
         self._nothing_reserved = asyncio.Event()
         self._nothing_reserved.set()
+        self._left: dict[UUID, tuple[UUID, int]] = {}
+        """Those whose flush may still be under way, though they don't run here any more: worker id and epoch."""
+        self._left_in = 0
         self._active: set[Run] = set()
         self._quiet = asyncio.Event()
 
@@ -187,18 +190,18 @@ class Executor:
     def launch(self, claims: Iterable[Claim]) -> None:
         """Run these. A claim of what still runs here ends the old run first, with all that it had queued.
 
-        Both have the same epoch where the server lost the earlier claim, in a crash or a failover. Then a flush of the
-        old run that is under way would count as the new one's: so this one is let go of, and claimed under another.
+        Both have the same epoch where a failover has lost the earlier claim. Then a flush of the old run that is under
+        way would count as the new one's: so this claim is let go of, and made again under another epoch.
         """
         for claim in claims:
             former = self.runs.get(claim.workflow_id)
             if former is not None:
                 self._drop(former, "claimed again")
-                if (former.worker_id, former.epoch) == (claim.worker_id, claim.epoch):
-                    self._on_release(
-                        Release(workflow_id=former.id, worker_id=former.worker_id, epoch=former.epoch, stalls=0)
-                    )
-                    continue
+            if self._left and self._has_left(claim):
+                self._on_release(
+                    Release(workflow_id=claim.workflow_id, worker_id=claim.worker_id, epoch=claim.epoch, stalls=0)
+                )
+                continue
             if telemetry.wanted(telemetry.WorkflowClaimed):
                 telemetry.emit(
                     telemetry.WorkflowClaimed(
@@ -366,12 +369,26 @@ class Executor:
         self._release(run, stalls=0)
 
     def _drop(self, run: Run, reason: str) -> None:
-        if self.runs.get(run.id) is run:
-            del self.runs[run.id]
+        if self._leave(run):
             telemetry.emit(telemetry.RunAbandoned(workflow_id=run.id, name=run.name, epoch=run.epoch, reason=reason))
         run.end()
 
+    def _leave(self, run: Run) -> bool:
+        """It doesn't run here any more; returns whether it did."""
+        if self.runs.get(run.id) is not run:
+            return False
+        del self.runs[run.id]
+        if self._left_in != self.writer.flushes:  # what was under way before is written, or lost
+            self._left_in = self.writer.flushes
+            self._left.clear()
+        self._left[run.id] = (run.worker_id, run.epoch)
+        return True
+
+    def _has_left(self, claim: Claim) -> bool:
+        """Whether a flush may be under way that would count as one of this claim."""
+        is_now = self._left_in == self.writer.flushes
+        return is_now and self._left.get(claim.workflow_id) == (claim.worker_id, claim.epoch)
+
     def _release(self, run: Run, *, stalls: int) -> None:
-        if self.runs.get(run.id) is run:
-            del self.runs[run.id]
+        self._leave(run)
         self._on_release(Release(workflow_id=run.id, worker_id=run.worker_id, epoch=run.epoch, stalls=stalls))

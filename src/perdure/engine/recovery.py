@@ -37,8 +37,8 @@ _FORGET_EVERY = 600
 class Recovery(Loop):
     """Looks for the dead, once a second or four times a lease, whichever is more often.
 
-    Where ten workers live, each looks half as often, for what is pending or due as well: one of them finds it as soon
-    as before.
+    Where ten workers live, each looks half as often, and for what is pending as well: one of them finds it as soon as
+    before. Not for timers: all workers look when one is due, and so at the same time.
     """
 
     name = "recovery"

@@ -51,7 +51,7 @@ class Timers(Loop):
         on_asked: Callable[[Iterable[UUID]], None],
         on_notes: Callable[[], None],
     ) -> None:
-        super().__init__(_LOOK_SECONDS, turns=turns, is_shared=True)
+        super().__init__(_LOOK_SECONDS, turns=turns)
         self._database = database
         self._names = Texts(names)
         self._on_woken = on_woken
@@ -85,7 +85,7 @@ class Timers(Loop):
         self._looked_at = next_due.now
         if next_due.notes:
             self._on_notes()
-        return None if next_due.seconds is None else max(0.001, min(self.pause, next_due.seconds))
+        return None if next_due.seconds is None else max(0.001, min(self.interval, next_due.seconds))
 
     async def _wake(self, since: datetime | None) -> set[str]:
         """Wake all that is due; returns the queues in which something is pending now."""

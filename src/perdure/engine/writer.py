@@ -176,6 +176,8 @@ class Writer:
         self._hurried = asyncio.Event()  # there is something that shouldn't wait
         self._idle = asyncio.Event()
         self._idle.set()
+        self.flushes = 0
+        """How many have begun: there is one at a time."""
 
     # --- what runs ask for -----------------------------------------------------------------------------------------
 
@@ -278,6 +280,7 @@ class Writer:
                 self._on_room()
             self.hurry()  # for the rest, if it is more than one flush carries
             if parts:
+                self.flushes += 1
                 await self._flush(parts)
             if not self._parts:
                 self._gathered.clear()

@@ -7,13 +7,12 @@
 -- Locks what it takes (SKIP LOCKED); walks queue_entries_pending. Scalar sub-selects, because a join of the CTE to the
 -- tables flips to a quadratic plan; ANY(ARRAY(...)), because in IN or FROM the LIMIT isn't held.
 -- The input comes along for the first run only: any other loads its history in a second statement (a fresh snapshot).
--- It doesn't wait for the disk: what a flush makes durable is durable together with the claim that allows it.
 -- No row: nothing is pending that this worker can run.
 WITH claimed AS (
     UPDATE perdure.queue_entries
     SET worker_id = $2::uuid, epoch = epoch + 1, started_at = COALESCE(started_at, perdure.now()),
         version = COALESCE(version, $7::text)
-    WHERE shard = $1::int4 AND (SELECT pg_catalog.set_config('synchronous_commit', 'off', true)) = 'off'
+    WHERE shard = $1::int4
       AND workflow_id = ANY (ARRAY(
           SELECT workflow_id
           FROM perdure.queue_entries
@@ -45,7 +44,7 @@ WITH claimed AS (
     UPDATE perdure.queue_entries
     SET worker_id = $2::uuid, epoch = epoch + 1, started_at = COALESCE(started_at, perdure.now()),
         version = COALESCE(version, $7::text)
-    WHERE shard = $1::int4 AND (SELECT pg_catalog.set_config('synchronous_commit', 'off', true)) = 'off'
+    WHERE shard = $1::int4
       AND workflow_id = ANY (ARRAY(
           SELECT entry.workflow_id
           FROM unnest($8::int4[], $9::timestamptz[], $10::uuid[]) AS place (priority, enqueued_at, workflow_id),
