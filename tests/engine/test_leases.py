@@ -320,9 +320,10 @@ async def test_where_many_workers_live_each_looks_half_as_often(database: Faulty
     await register(database)
     await recovery.tick()
     assert recovery.pause == 2.0
-    sql("UPDATE worker_rows SET status = 'dead' WHERE id <> %s", me)
+    sql("UPDATE worker_rows SET held_since = held_since - interval '1 h' WHERE id = %s", me)
+    sql("UPDATE worker_rows SET expires_at = now() - interval '1 s' WHERE id <> %s", me)
     await recovery.tick()
-    assert recovery.pause == 1.0
+    assert recovery.pause == 1.0, "the only one that is left looks as often as it can, at once"
 
 
 # --- recovery ------------------------------------------------------------------------------------------------------

@@ -72,9 +72,9 @@ class Recovery(Loop):
         if self._orphans.is_due:
             with self._orphans.look():
                 (fallen,) = await self._database.attempt("fallen", SHARD)
-            self.turns.pace = 2 if fallen.live >= _MANY else 1
             if fallen.dying and await self._bury():
                 (fallen,) = await self._database.attempt("fallen", SHARD)
+            self.turns.pace = 2 if fallen.live >= _MANY else 1
             for id in fallen.orphans:
                 await self._recover(id)
         else:
