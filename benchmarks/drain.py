@@ -109,9 +109,9 @@ def _ratio(drained: Mapping[str, list[Drained]], ours: str, theirs: str, target:
     return Figure(name=f"{ours} / {theirs}", unit="times", values=values, target=target)
 
 
-def drain(bench: Bench, workers: Sequence[tuple[Any, ...]], *, url: str | None = None) -> Drained:
+def drain(bench: Bench, workers: Sequence[tuple[Any, ...]], *, backlog: int = COUNT, url: str | None = None) -> Drained:
     """By the workers, who reach the server by that URL, or by the floor: the tables are the same."""
-    count, schema = bench.count(COUNT), bench.fresh_schema()
+    count, schema = bench.count(backlog), bench.fresh_schema()
     env = {DATABASE_URL: bench.cluster.url, SCHEMA: schema}
     run("starter", count, env=env)
     env[DATABASE_URL] = url or bench.cluster.url
