@@ -30,7 +30,20 @@ def _with_a_factory_of_its_own() -> asyncio.AbstractEventLoop:
     return loop
 
 
-LOOPS = {"asyncio": asyncio.new_event_loop, "a factory": _with_a_factory_of_its_own, "uvloop": uvloop.new_event_loop}
+class _HandsOn(asyncio.SelectorEventLoop):
+    """As since Python 3.14: whatever `create_task` is given, the name too, goes on to the factory as it is."""
+
+    def create_task(self, coroutine: Any, **options: Any) -> Any:  # type: ignore[override]
+        factory: Any = self.get_task_factory()
+        return asyncio.Task(coroutine, loop=self, **options) if factory is None else factory(self, coroutine, **options)
+
+
+LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
+    "asyncio": asyncio.new_event_loop,
+    "a factory": _with_a_factory_of_its_own,
+    "uvloop": uvloop.new_event_loop,
+    "hands on": _HandsOn,
+}
 
 if sys.version_info >= (3, 12):  # older ones have no eager tasks
 
