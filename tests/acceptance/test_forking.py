@@ -154,18 +154,25 @@ async def test_children_that_have_ended_stay_and_others_are_started_by_the_fork(
     @step
     async def between() -> None: ...
 
+    durable = asyncio.Event()
+
+    @step
+    async def behind() -> None:
+        durable.set()  # it begins when all that came before is durable
+
     @app.workflow
     async def parent() -> int:
         first = await child(1)
         second = await app.start(child(2))
         await between()
+        await behind()
         return first + await second.result()
 
     async with app.worker():
         handle = await app.start(parent())
         await gate.reached()
-        while len(await handle.steps()) < 4:
-            await asyncio.sleep(0.01)
+        async with asyncio.timeout(20):
+            await durable.wait()
         fork = await app.fork(handle.id)
         await gate.reached(times=2)
         gate.open()
